@@ -1,0 +1,43 @@
+"""Rewrites of ONNX graphs: a library of its own, on onnx, onnx-graphsurgeon and numpy.
+
+How to write a pass:
+
+1. One file, one class, one test file. The docstring states the pattern, the formula and when the
+   pass refuses.
+2. Derive from `Pass` and give it a ``name``.
+3. ``requires(graph)`` raises `PreconditionError` where the graph cannot be worked on.
+4. ``call(graph)`` edits the graphsurgeon graph in place and returns how often it changed it.
+   Compare nodes and tensors with ``is``, never with ``==``, and never hash them.
+5. Keep names: rewire a node's own outputs instead of renaming what others read, and never clear
+   ``tensor.outputs``, which disconnects every reader.
+6. ``ensures(graph)`` raises `PostconditionError` where the result breaks the pass's promise.
+7. A match that is not rewritten for a reason is recorded with the reason.
+
+Run passes with `run_passes`, which also puts back what graphsurgeon loses.
+"""
+
+from passes.base import Pass, PassError, PostconditionError, PreconditionError, run_passes
+from passes.cleanup import Cleanup
+from passes.expose_tensors import ExposeTensors
+from passes.fold_batchnorm import FoldBatchnorm, Refusal
+from passes.insert_hyrelu import LOWEST_OPSET, Form, InsertHyReLU, Site
+from passes.lift_constants import LiftConstants
+from passes.normalize_activations import NormalizeActivations
+
+__all__ = [
+    "LOWEST_OPSET",
+    "Cleanup",
+    "ExposeTensors",
+    "FoldBatchnorm",
+    "Form",
+    "InsertHyReLU",
+    "LiftConstants",
+    "NormalizeActivations",
+    "Pass",
+    "PassError",
+    "PostconditionError",
+    "PreconditionError",
+    "Refusal",
+    "Site",
+    "run_passes",
+]

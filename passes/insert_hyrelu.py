@@ -1,0 +1,220 @@
+"""A bound behind every activation: the paper's HyReLU, in the forms that can be deployed."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+import numpy as np
+import numpy.typing as npt
+import onnx_graphsurgeon as gs
+
+from passes.base import Pass, PostconditionError, PreconditionError
+from passes.edits import position, tensor_names, unique_name
+
+# Where the smooth gate is cut: sigmoid(-16) is 1.1e-7, one unit in float32's last place.
+GATE_END = -16.0
+
+
+class Form(StrEnum):
+    """How the bound is written into the graph."""
+
+    HARD = "hard"
+    SMOOTH = "smooth"
+    SATURATE = "saturate"
+
+
+# The lowest opset that has every operator a form is made of.
+LOWEST_OPSET = {Form.HARD: 9, Form.SMOOTH: 9, Form.SATURATE: 8}
+
+
+@dataclass(frozen=True)
+class Site:
+    """One activation to bound.
+
+    Attributes:
+        tensor: The activation's output; the bounded value takes over this name.
+        threshold: Finite thresholds in the activation's own floating-point type, of a shape that
+            broadcasts against it: ``()``, ``[1, C, 1, 1]``, ``[1, C, H, W]`` or ``[1, N]``.
+        threshold_name: Name of the initializer that stores them.
+    """
+
+    tensor: str
+    threshold: npt.NDArray[np.floating]
+    threshold_name: str
+
+
+@dataclass
+class InsertHyReLU(Pass):
+    """Put a bound behind activations whose output is never negative (Relu, Clip from 0).
+
+    The paper's Eq. (5) reads ``max{0, x [1 - sigmoid(k (lambda - x))]}``. Its sign is wrong: with
+    k > 0 that passes what lies above the threshold and kills what lies below. The function meant,
+    and the one written here, is ``max(0, x * sigmoid(k * (lambda - x)))`` with k > 0. All forms
+    bound ``r = max(0, x)``, so a convolution and its Relu stay neighbours:
+
+    1. hard, ``r`` where ``r <= lambda``, else 0. ``Where(LessOrEqual(r, lambda), r, 0)``; before
+       opset 12, which brought LessOrEqual, ``Where(Less(r, lambda'), r, 0)`` with lambda' the
+       next number above lambda, which is the same function.
+    2. smooth, ``r * sigmoid(z)`` where ``z > -16``, else 0, with ``z = k (lambda - r)``, or
+       ``z = k (lambda - r) / |lambda|`` for a slope relative to the threshold. The absolute value
+       matters only when a fault has made lambda negative: without it everything would pass.
+    3. saturate, ``min(r, lambda)``: ``Clip`` for a single threshold from opset 11 on, because
+       runtimes merge it into the convolution, ``Min`` otherwise. A NaN passes on some runtimes.
+
+    Infinity and NaN give 0 in the first two, for no comparison with them holds.
+
+    The activation writes a new tensor ``<tensor>/hyrelu/relu``, and the bound writes the original
+    name, so that every reader and every graph output, also inside subgraphs, follows.
+
+    Attributes:
+        sites: The activations to bound.
+        form: Which form.
+        slope: k of the smooth form.
+        relative_slope: Whether k counts in units of 1/lambda.
+    """
+
+    sites: Sequence[Site]
+    form: Form = Form.HARD
+    slope: float = 20.0
+    relative_slope: bool = True
+    name: str = "insert-hyrelu"
+    _constants: dict[str, gs.Constant] = field(default_factory=dict, init=False)
+
+    def requires(self, graph: gs.Graph) -> None:
+        """Check opset, tensors and thresholds.
+
+        Raises:
+            PreconditionError: If the opset is too old for the form, a tensor is not written by a
+                node, a threshold is not finite, or its name is taken.
+        """
+        if graph.opset < LOWEST_OPSET[self.form]:
+            raise PreconditionError(
+                f"form {self.form.value!r} needs opset {LOWEST_OPSET[self.form]} or newer, and "
+                f"the graph has {graph.opset}"
+            )
+        taken = tensor_names(graph)
+        written = {tensor.name for node in graph.nodes for tensor in node.outputs}
+        for site in self.sites:
+            if site.tensor not in written:
+                raise PreconditionError(f"no node writes a tensor {site.tensor!r}")
+            if site.threshold_name in taken:
+                raise PreconditionError(
+                    f"the name {site.threshold_name!r} is taken: the graph is hardened already"
+                )
+            if not np.isfinite(site.threshold).all():
+                raise PreconditionError(f"a threshold of {site.tensor!r} is not finite")
+            taken.add(site.threshold_name)
+
+    def call(self, graph: gs.Graph) -> int:
+        """Bound every site."""
+        self._constants.clear()
+        taken = tensor_names(graph)
+        taken.update(node.name for node in graph.nodes)
+        producers = {tensor.name: node for node in graph.nodes for tensor in node.outputs}
+        for site in self.sites:
+            self._insert(graph, producers[site.tensor], site, taken)
+        return len(self.sites)
+
+    def ensures(self, graph: gs.Graph) -> None:
+        """Every threshold must stand in the graph.
+
+        Raises:
+            PostconditionError: If one does not.
+        """
+        tensors = graph.tensors()
+        for site in self.sites:
+            if not isinstance(tensors.get(site.threshold_name), gs.Constant):
+                raise PostconditionError(f"the threshold of {site.tensor!r} was not inserted")
+
+    def _insert(self, graph: gs.Graph, node: gs.Node, site: Site, taken: set[str]) -> None:
+        bounded = next(tensor for tensor in node.outputs if tensor.name == site.tensor)
+        prefix = f"{site.tensor}/hyrelu/"
+        rectified = gs.Variable(
+            unique_name(f"{prefix}relu", taken), dtype=bounded.dtype, shape=bounded.shape
+        )
+        # Assigning the slot of the outputs leaves the readers of the old tensor where they are.
+        node.outputs[next(i for i, t in enumerate(node.outputs) if t is bounded)] = rectified
+        steps = _Steps(prefix, site.threshold.dtype, taken, self._constants)
+        stored = site.threshold
+        if self.form is Form.HARD and graph.opset < 12:
+            stored = np.nextafter(stored, np.asarray(np.inf, stored.dtype))
+        threshold = gs.Constant(site.threshold_name, np.asarray(stored))
+        write: Callable[[_Steps, gs.Graph, gs.Tensor, gs.Tensor, gs.Tensor], None] = {
+            Form.HARD: _hard,
+            Form.SMOOTH: self._smooth,
+            Form.SATURATE: _saturate,
+        }[self.form]
+        write(steps, graph, rectified, threshold, bounded)
+        after = position(graph, node) + 1
+        graph.nodes[after:after] = steps.nodes
+
+    def _smooth(
+        self,
+        steps: "_Steps",
+        graph: gs.Graph,
+        rectified: gs.Tensor,
+        threshold: gs.Tensor,
+        bounded: gs.Tensor,
+    ) -> None:
+        slope = steps.constant("slope", self.slope)
+        if self.relative_slope:
+            slope = steps.add("Div", [slope, steps.add("Abs", [threshold], "magnitude")], "slope")
+        below = steps.add("Sub", [threshold, rectified], "below")
+        scaled = steps.add("Mul", [slope, below], "scaled")
+        gate = steps.add("Sigmoid", [scaled], "gate")
+        gated = steps.add("Mul", [rectified, gate], "gated")
+        inside = steps.add("Less", [steps.constant("gate_end", GATE_END), scaled], "inside")
+        steps.finish("Where", [inside, gated, steps.constant("zero", 0.0)], bounded)
+
+
+@dataclass
+class _Steps:
+    """The nodes of one bound, in order, with names under a common prefix."""
+
+    prefix: str
+    dtype: np.dtype[np.floating]
+    taken: set[str]
+    constants: dict[str, gs.Constant]
+    nodes: list[gs.Node] = field(default_factory=list)
+
+    def add(self, op: str, inputs: list[gs.Tensor], role: str) -> gs.Tensor:
+        output = gs.Variable(unique_name(self.prefix + role, self.taken))
+        self.finish(op, inputs, output)
+        return output
+
+    def finish(self, op: str, inputs: list[gs.Tensor], output: gs.Tensor) -> None:
+        name = unique_name(f"{self.prefix}{op}", self.taken)
+        self.nodes.append(gs.Node(op, name, inputs=inputs, outputs=[output]))
+
+    def constant(self, role: str, value: float) -> gs.Constant:
+        """A number that all sites of one type share."""
+        key = f"hyrelu/{role}/{self.dtype}"
+        if key not in self.constants:
+            name = unique_name(key, self.taken)
+            self.constants[key] = gs.Constant(name, np.asarray(value, self.dtype))
+        return self.constants[key]
+
+
+def _hard(
+    steps: _Steps,
+    graph: gs.Graph,
+    rectified: gs.Tensor,
+    threshold: gs.Tensor,
+    bounded: gs.Tensor,
+) -> None:
+    compare = "Less" if graph.opset < 12 else "LessOrEqual"
+    inside = steps.add(compare, [rectified, threshold], "inside")
+    steps.finish("Where", [inside, rectified, steps.constant("zero", 0.0)], bounded)
+
+
+def _saturate(
+    steps: _Steps,
+    graph: gs.Graph,
+    rectified: gs.Tensor,
+    threshold: gs.Tensor,
+    bounded: gs.Tensor,
+) -> None:
+    if graph.opset >= 11 and not threshold.shape:
+        steps.finish("Clip", [rectified, steps.constant("zero", 0.0), threshold], bounded)
+    else:
+        steps.finish("Min", [rectified, threshold], bounded)

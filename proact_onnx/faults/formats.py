@@ -1,0 +1,149 @@
+"""How a parameter is stored in memory: the encodings whose bits flip."""
+
+import re
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from proact_onnx.errors import SettingsError
+
+Words = npt.NDArray[np.uint32]
+Reals = npt.NDArray[np.floating[Any]]
+
+
+class NumberFormat(Protocol):
+    """A storage format: real values to words of ``width`` bits and back.
+
+    Words are held in uint32 whatever their width; bit 0 is the least significant.
+    """
+
+    @property
+    def name(self) -> str:
+        """The format's name, as the user writes it."""
+
+    @property
+    def width(self) -> int:
+        """Bits of one word."""
+
+    def encode(self, values: Reals) -> Words:
+        """Return the word nearest to each value."""
+
+    def decode(self, words: Words) -> npt.NDArray[np.float64]:
+        """Return the value that each word stands for."""
+
+    def saturated(self, values: Reals) -> int:
+        """Count the values that lie outside the format's range."""
+
+
+@dataclass(frozen=True)
+class FixedPoint:
+    """Two's complement fixed point Qm.n: one sign bit, m integer bits and n fraction bits.
+
+    The paper stores every parameter in Q15.16 (section VI-A): range -32768 to 32768 - 2^-16,
+    resolution 2^-16.
+
+    Attributes:
+        integer_bits: m, bits before the binary point, sign excluded.
+        fraction_bits: n, bits after it.
+    """
+
+    integer_bits: int
+    fraction_bits: int
+
+    @property
+    def name(self) -> str:
+        """The format's name, ``Qm.n``."""
+        return f"Q{self.integer_bits}.{self.fraction_bits}"
+
+    @property
+    def width(self) -> int:
+        """Bits of one word, sign included."""
+        return 1 + self.integer_bits + self.fraction_bits
+
+    def encode(self, values: Reals) -> Words:
+        """Round to the nearest word, ties to even, and saturate at the ends of the range.
+
+        Args:
+            values: Finite or infinite reals; infinities saturate. NaN has no word.
+
+        Returns:
+            uint32 words of the same shape, the unused high bits zero.
+
+        Raises:
+            ValueError: If a value is NaN.
+        """
+        if np.isnan(values).any():
+            raise ValueError(f"NaN has no {self.name} encoding")
+        scaled = np.rint(np.ldexp(values.astype(np.float64), self.fraction_bits))
+        integers = np.clip(scaled, *self._limits).astype(np.int64)
+        return (integers & self._mask).astype(np.uint32)
+
+    def decode(self, words: Words) -> npt.NDArray[np.float64]:
+        """Read words as two's complement integers, scaled by 2^-n; exact in float64."""
+        unused = 32 - self.width
+        integers = (words << np.uint32(unused)).view(np.int32) >> np.int32(unused)
+        return np.ldexp(integers.astype(np.float64), -self.fraction_bits)
+
+    def saturated(self, values: Reals) -> int:
+        """Count the values that lie outside the format's range after rounding."""
+        scaled = np.rint(np.ldexp(values.astype(np.float64), self.fraction_bits))
+        low, high = self._limits
+        return int(np.count_nonzero((scaled < low) | (scaled > high)))
+
+    @property
+    def _limits(self) -> tuple[int, int]:
+        return -(1 << (self.width - 1)), (1 << (self.width - 1)) - 1
+
+    @property
+    def _mask(self) -> int:
+        return (1 << self.width) - 1
+
+
+@dataclass(frozen=True)
+class Float32:
+    """IEEE 754 binary32: the parameters as the model file itself stores them."""
+
+    name: str = "float32"
+    width: int = 32
+
+    def encode(self, values: Reals) -> Words:
+        """Return the bit patterns of the values, rounded to float32."""
+        with np.errstate(over="ignore"):
+            return np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
+
+    def decode(self, words: Words) -> npt.NDArray[np.float64]:
+        """Return the values of the bit patterns; NaN and infinities are legitimate."""
+        with np.errstate(invalid="ignore"):
+            return np.ascontiguousarray(words).view(np.float32).astype(np.float64)
+
+    def saturated(self, values: Reals) -> int:
+        """Count the finite values that overflow to infinity."""
+        with np.errstate(over="ignore"):
+            overflowed = np.isinf(values.astype(np.float32)) & np.isfinite(values)
+        return int(np.count_nonzero(overflowed))
+
+
+def parse_format(name: str) -> NumberFormat:
+    """Return the format that a user's name stands for.
+
+    Args:
+        name: ``Qm.n`` with at most 32 bits in all, such as ``Q15.16``, or ``float32``.
+
+    Raises:
+        SettingsError: If there is no such format.
+    """
+    if name == "float32":
+        return Float32()
+    if match := re.fullmatch(r"Q(\d{1,2})\.(\d{1,2})", name):
+        fixed = FixedPoint(int(match[1]), int(match[2]))
+        if 2 <= fixed.width <= 32:
+            return fixed
+        raise SettingsError(
+            f"format {name!r} takes {fixed.width} bits with its sign: choose m and n so that "
+            "1 + m + n lies between 2 and 32"
+        )
+    raise SettingsError(
+        f"unknown number format {name!r}: use Qm.n (for example Q15.16 or Q7.8) or float32"
+    )

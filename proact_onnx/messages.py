@@ -1,0 +1,104 @@
+"""Questions to ONNX messages that the onnx package leaves open."""
+
+import math
+from collections.abc import Iterator
+
+import onnx
+
+
+def extents(info: onnx.ValueInfoProto) -> tuple[int | None, ...]:
+    """Shape of a tensor, ``None`` for an open extent; empty if there is no shape at all."""
+    return tuple(
+        dim.dim_value if dim.HasField("dim_value") and dim.dim_value > 0 else None
+        for dim in info.type.tensor_type.shape.dim
+    )
+
+
+def subgraphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
+    """The graphs in a node's attributes, such as the branches of an If."""
+    for attribute in node.attribute:
+        if attribute.HasField("g"):
+            yield attribute.g
+        yield from attribute.graphs
+
+
+def node_reads(node: onnx.NodeProto) -> set[str]:
+    """Names of the tensors a node depends on, those its subgraphs capture included."""
+    read = set(node.input)
+    for subgraph in subgraphs(node):
+        local = {info.name for info in subgraph.input}
+        local.update(tensor.name for tensor in subgraph.initializer)
+        read.update(info.name for info in subgraph.output)
+        for inner in subgraph.node:
+            read |= node_reads(inner)
+            local.update(inner.output)
+        read -= local
+    return read - {""}
+
+
+def without_weights(model: onnx.ModelProto, largest: int = 0) -> onnx.ModelProto:
+    """Copy a model, turning initializers with more than ``largest`` elements into graph inputs.
+
+    Types, shapes and names stay, so the copy can be checked, and its shapes inferred, at no cost.
+    """
+    light = onnx.ModelProto()
+    for field, value in model.ListFields():
+        if field.name != "graph":
+            _assign(light, field.name, value)
+    for field, value in model.graph.ListFields():
+        if field.name != "initializer":
+            _assign(light.graph, field.name, value)
+    inputs = {info.name for info in model.graph.input}
+    for tensor in model.graph.initializer:
+        if math.prod(tensor.dims) <= largest:
+            light.graph.initializer.append(tensor)
+        elif tensor.name not in inputs:
+            light.graph.input.append(
+                onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
+            )
+    return light
+
+
+def sort_nodes(model: onnx.ModelProto) -> bool:
+    """Put the nodes in topological order, in place.
+
+    Nodes in a cycle, or behind one, leave the order as it is: ONNX's checker reports them.
+
+    Returns:
+        Whether the order was changed.
+    """
+    nodes = list(model.graph.node)
+    pending = {name for node in nodes for name in node.output} - {""}
+    order: list[int] = []
+    waiting = list(range(len(nodes)))
+    while waiting:
+        blocked = []
+        for index in waiting:
+            if node_reads(nodes[index]) & pending:
+                blocked.append(index)
+            else:
+                order.append(index)
+                pending.difference_update(nodes[index].output)
+        if len(blocked) == len(waiting):
+            return False
+        waiting = blocked
+    if order == sorted(order):
+        return False
+    copies = []
+    for index in order:
+        copy = onnx.NodeProto()
+        copy.CopyFrom(nodes[index])
+        copies.append(copy)
+    del model.graph.node[:]
+    model.graph.node.extend(copies)
+    return True
+
+
+def _assign(message: onnx.ModelProto | onnx.GraphProto, name: str, value: object) -> None:
+    target = getattr(message, name)
+    if isinstance(value, int | str | bytes):
+        setattr(message, name, value)
+    elif hasattr(target, "extend"):
+        target.extend(value)
+    else:
+        target.CopyFrom(value)

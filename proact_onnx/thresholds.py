@@ -1,0 +1,93 @@
+"""Clipping thresholds: how many an activation needs, and what they cost in memory."""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+import numpy as np
+import numpy.typing as npt
+
+from proact_onnx.activations import Activation
+from proact_onnx.errors import ModelError
+
+FloatArray = npt.NDArray[np.float32]
+
+
+class Granularity(StrEnum):
+    """How many thresholds an activation gets."""
+
+    LAYER = "layer"
+    CHANNEL = "channel"
+    NEURON = "neuron"
+    HYBRID = "hybrid"
+
+    def of(self, activation: Activation) -> "Granularity":
+        """Return the granularity for one activation.
+
+        Hybrid means neuron-wise in the last hidden layer and layer-wise elsewhere (Eq. 5).
+        """
+        if self is not Granularity.HYBRID:
+            return self
+        return Granularity.NEURON if activation.is_last else Granularity.LAYER
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """The thresholds of a model, by activation output.
+
+    Attributes:
+        values: float32 arrays that broadcast against the activation, batch axis included:
+            ``()`` layer-wise, ``[1, C, 1, 1]`` channel-wise, ``[1, C, H, W]`` neuron-wise.
+    """
+
+    values: Mapping[str, FloatArray]
+
+    @property
+    def count(self) -> int:
+        """Number of stored thresholds."""
+        return sum(value.size for value in self.values.values())
+
+
+def threshold_shape(activation: Activation, granularity: Granularity) -> tuple[int, ...]:
+    """Shape of an activation's threshold initializer.
+
+    Args:
+        activation: The activation.
+        granularity: As the user asked; hybrid is resolved for this activation.
+
+    Returns:
+        ``()`` for one threshold; otherwise a shape of the activation's rank with batch axis 1.
+
+    Raises:
+        ModelError: If an extent that the granularity needs is not known.
+    """
+    match granularity.of(activation):
+        case Granularity.LAYER:
+            return ()
+        case Granularity.CHANNEL:
+            extents = activation.shape[:1] + (1,) * (len(activation.shape) - 1)
+        case _:
+            extents = activation.shape
+    known = tuple(extent for extent in extents if extent is not None)
+    if not extents or len(known) != len(extents):
+        raise ModelError(
+            f"activation {activation.name!r} has no fixed shape ({_spell(activation.shape)}), so "
+            f"it cannot have {granularity.of(activation)}-wise thresholds: fix the model's input "
+            "size, or use granularity 'layer'"
+        )
+    return (1, *known)
+
+
+def threshold_count(activations: Iterable[Activation], granularity: Granularity) -> int:
+    """Number of thresholds that ``granularity`` stores for these activations."""
+    return sum(math.prod(threshold_shape(activation, granularity)) for activation in activations)
+
+
+def memory_overhead(thresholds: int, parameters: int) -> float:
+    """Memory overhead in per cent of the unprotected model's parameters (Eq. 6)."""
+    return 100.0 * thresholds / parameters
+
+
+def _spell(shape: tuple[int | None, ...]) -> str:
+    return "x".join("?" if extent is None else str(extent) for extent in shape) or "unknown"
