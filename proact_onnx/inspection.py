@@ -92,7 +92,7 @@ class Inspection:
             are quantised to 8 bits count as well.
         fault_space_bits: Bits of all numbers as the file stores them, thresholds included: 32 for
             a floating-point number, 8 for a quantised one.
-        costs: Thresholds and overhead, layer-wise, neuron-wise and hybrid.
+        costs: Thresholds and overhead of each granularity.
         unprotected: Activation functions that hardening leaves as they are.
         unfolded: BatchNormalization nodes that stay, with the reason.
     """
@@ -136,10 +136,7 @@ def inspect_model(path: Path) -> Inspection:
         ),
         parameters=parameters,
         fault_space_bits=fault_space(stored, FLOAT_BITS).bits + QUANTISED_BITS * quantised,
-        costs=tuple(
-            _cost(granularity, activations, parameters)
-            for granularity in (Granularity.LAYER, Granularity.NEURON, Granularity.HYBRID)
-        ),
+        costs=tuple(_cost(granularity, activations, parameters) for granularity in Granularity),
         unprotected=tuple(_unprotected(model, activations)),
         unfolded=prepared.refusals,
     )

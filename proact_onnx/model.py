@@ -143,6 +143,27 @@ def refuse_overwrite(path: Path, force: bool) -> None:
         raise OutputError(f"{path} already exists: choose another name, or overwrite with --force")
 
 
+def check_writable(path: Path, inputs: tuple[Path, ...] = ()) -> None:
+    """Find out before long work whether `save_model` will be able to write a file.
+
+    Args:
+        path: Where to write.
+        inputs: Files the model is made from, which must not be written over.
+
+    Raises:
+        OutputError: If ``path`` is a folder or one of ``inputs``, or its folder cannot be written.
+    """
+    if any(path.resolve() == source.resolve() for source in inputs):
+        raise OutputError(f"{path} is the model that was read: choose another name to write to")
+    if path.is_dir():
+        raise OutputError(f"{path} is a folder: give the name of a file to write")
+    try:
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
+
+
 def save_model(
     model: onnx.ModelProto,
     path: Path,
@@ -162,10 +183,9 @@ def save_model(
         inline_limit: Bytes above which the weights go to the second file.
 
     Raises:
-        OutputError: If the folder cannot be written, or ``path`` is one of ``inputs``.
+        OutputError: If the folder cannot be written, or ``path`` is a folder or one of ``inputs``.
     """
-    if any(path.resolve() == source.resolve() for source in inputs):
-        raise OutputError(f"{path} is the model that was read: choose another name to write to")
+    check_writable(path, inputs)
     data_path = path.with_name(f"{path.name}.data")
     try:
         with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:

@@ -98,6 +98,7 @@ def test_facts(tmp_path: Path) -> None:
     assert inspection.unprotected == ()
     assert inspection.costs == (
         Cost(Granularity.LAYER, 1, 100 / 15, ""),
+        Cost(Granularity.CHANNEL, 3, 300 / 15, ""),
         Cost(Granularity.NEURON, 3, 300 / 15, ""),
         Cost(Granularity.HYBRID, 3, 300 / 15, ""),
     )
@@ -112,8 +113,9 @@ def test_a_model_with_open_shapes_says_why_a_figure_is_missing(tmp_path: Path) -
         """,
         w=np.zeros((3, 1, 1), np.float32),
     )
-    layer, neuron, hybrid = inspect_model(path).costs
+    layer, channel, neuron, hybrid = inspect_model(path).costs
     assert layer.thresholds == 1
+    assert channel.thresholds == 3
     for cost in (neuron, hybrid):
         assert (cost.thresholds, cost.overhead) == (None, None)
         assert cost.reason.startswith("activation 'y' has no fixed shape (3x?x?)")

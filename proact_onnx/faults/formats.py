@@ -76,8 +76,7 @@ class FixedPoint:
         """
         if np.isnan(values).any():
             raise ValueError(f"NaN has no {self.name} encoding")
-        scaled = np.rint(np.ldexp(values.astype(np.float64), self.fraction_bits))
-        integers = np.clip(scaled, *self._limits).astype(np.int64)
+        integers = np.clip(self._scaled(values), *self._limits).astype(np.int64)
         return (integers & self._mask).astype(np.uint32)
 
     def decode(self, words: Words) -> npt.NDArray[np.float64]:
@@ -88,9 +87,17 @@ class FixedPoint:
 
     def saturated(self, values: Reals) -> int:
         """Count the values that lie outside the format's range after rounding."""
-        scaled = np.rint(np.ldexp(values.astype(np.float64), self.fraction_bits))
+        scaled = self._scaled(values)
         low, high = self._limits
         return int(np.count_nonzero((scaled < low) | (scaled > high)))
+
+    def _scaled(self, values: Reals) -> npt.NDArray[np.float64]:
+        # The largest float64 values overflow to infinity here, and infinities saturate.
+        with np.errstate(over="ignore"):
+            scaled: npt.NDArray[np.float64] = np.rint(
+                np.ldexp(values.astype(np.float64), self.fraction_bits)
+            )
+        return scaled
 
     @property
     def _limits(self) -> tuple[int, int]:
@@ -111,12 +118,12 @@ class Float32:
     def encode(self, values: Reals) -> Words:
         """Return the bit patterns of the values, rounded to float32."""
         with np.errstate(over="ignore"):
-            return np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
+            return np.asarray(values, dtype=np.float32, order="C").view(np.uint32)
 
     def decode(self, words: Words) -> npt.NDArray[np.float64]:
         """Return the values of the bit patterns; NaN and infinities are legitimate."""
         with np.errstate(invalid="ignore"):
-            return np.ascontiguousarray(words).view(np.float32).astype(np.float64)
+            return np.asarray(words, order="C").view(np.float32).astype(np.float64)
 
     def saturated(self, values: Reals) -> int:
         """Count the finite values that overflow to infinity."""
@@ -136,7 +143,7 @@ def parse_format(name: str) -> NumberFormat:
     """
     if name == "float32":
         return Float32()
-    if match := re.fullmatch(r"Q(\d{1,2})\.(\d{1,2})", name):
+    if match := re.fullmatch(r"Q([0-9]{1,2})\.([0-9]{1,2})", name):
         fixed = FixedPoint(int(match[1]), int(match[2]))
         if 2 <= fixed.width <= 32:
             return fixed

@@ -98,19 +98,19 @@ class FaultSpace:
                 f"unknown fault target {unknown[0]!r}: choose among {', '.join(Kind)}"
             )
         kept = [p for p in self.parameters if not kinds or p.kind in kinds]
+        if not kept:
+            raise SettingsError(
+                f"the model stores no parameter of kind {' or '.join(kinds or Kind)}: "
+                "choose other --targets, or another model"
+            )
         for pattern in layers:
             if not any(_matches(parameter, pattern) for parameter in kept):
                 raise SettingsError(
                     f"no parameter to fault matches layer pattern {pattern!r}: "
-                    f"'proact-onnx inspect' lists the layers"
+                    f"'proact-onnx inspect --layers' lists them"
                 )
         if layers:
             kept = [p for p in kept if any(_matches(p, pattern) for pattern in layers)]
-        if not kept:
-            raise SettingsError(
-                f"the model stores no parameter of kind {', '.join(kinds) or 'weight'}: "
-                "choose other --targets"
-            )
         return FaultSpace(tuple(kept), self.width)
 
 
