@@ -1,0 +1,21 @@
+"""Running models in ONNX Runtime: sessions, fault engines, profiles and what outputs mean."""
+
+from proact_onnx.engine.metrics import Predictions, chance_warning, top1
+from proact_onnx.engine.profile import ActivationProfile, observed_shapes, profile_activations
+from proact_onnx.engine.select import ChosenEngine, FaultEngine, choose_engine
+from proact_onnx.engine.session import Provider, Session, runtime_version
+
+__all__ = [
+    "ActivationProfile",
+    "ChosenEngine",
+    "FaultEngine",
+    "Predictions",
+    "Provider",
+    "Session",
+    "chance_warning",
+    "choose_engine",
+    "observed_shapes",
+    "profile_activations",
+    "runtime_version",
+    "top1",
+]

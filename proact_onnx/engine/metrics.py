@@ -1,0 +1,83 @@
+"""What an output means: predictions, and whether they can be trusted."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from proact_onnx.errors import ModelError
+
+Classes = npt.NDArray[np.int64]
+Flags = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Top-1 predictions of a classifier.
+
+    Attributes:
+        classes: int64 ``[N]``, the class with the largest score; meaningless where not finite.
+        finite: bool ``[N]``, whether all scores of the image are finite. An output with an
+            infinity or a NaN is a detectable error, not a silent one.
+    """
+
+    classes: Classes
+    finite: Flags
+
+    def correct(self, labels: Classes) -> Flags:
+        """Tell which images are classified as labelled, ``[N]``; a non-finite output is wrong."""
+        right: Flags = self.finite & (self.classes == labels)
+        return right
+
+    def corrupted(self, golden: "Predictions") -> Flags:
+        """Tell which images suffer silent data corruption (SDC), ``[N]``.
+
+        Their output is finite and its top-1 class differs from the golden run's.
+        """
+        changed: Flags = self.finite & (self.classes != golden.classes)
+        return changed
+
+    def take(self, indices: npt.NDArray[np.int64]) -> "Predictions":
+        """Return the predictions for some of the images."""
+        return Predictions(self.classes[indices], self.finite[indices])
+
+
+def top1(scores: npt.NDArray[Any]) -> Predictions:
+    """Read class scores.
+
+    Args:
+        scores: ``[N, K]``, or with further axes of extent 1.
+
+    Raises:
+        ModelError: If the output is not one vector of class scores per image.
+    """
+    flat = scores.reshape(len(scores), -1) if scores.ndim > 1 else scores
+    if flat.ndim != 2 or flat.shape[1] != max(scores.shape[1:]) or flat.shape[1] < 2:
+        raise ModelError(
+            f"the model's first output has shape {list(scores.shape)}, which is not a vector of "
+            "class scores per image: only classifiers can be measured"
+        )
+    finite = np.isfinite(flat).all(axis=1)
+    return Predictions(np.where(finite[:, None], flat, 0).argmax(axis=1), finite)
+
+
+def chance_warning(accuracy: float, classes: int, images: int) -> str | None:
+    """Warn of an accuracy that can hardly be told from guessing.
+
+    Args:
+        accuracy: Clean accuracy, from 0 to 1.
+        classes: Number of classes.
+        images: Number of images it was measured on.
+
+    Returns:
+        A sentence that names the usual cause, or None where accuracy lies more than half of
+        chance level and three standard deviations above chance.
+    """
+    chance = 1.0 / classes
+    if accuracy >= 1.5 * chance + 3.0 * float(np.sqrt(chance * (1 - chance) / images)):
+        return None
+    return (
+        f"clean accuracy is {accuracy:.1%}, hardly better than guessing among {classes} classes: "
+        "check the preprocessing (--scale, --mean, --std, --layout) and the labels"
+    )

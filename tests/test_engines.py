@@ -1,0 +1,414 @@
+"""Fault engines: each gives what a new session with the changed parameters gives."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import numpy_helper
+
+from proact_onnx.activations import find_activations
+from proact_onnx.engine import FaultEngine, Provider, choose_engine, select
+from proact_onnx.engine.inplace import InPlaceEngine, LayoutError
+from proact_onnx.engine.portable import FreshSessionEngine, WeightsAsInputsEngine
+from proact_onnx.errors import ModelError
+from proact_onnx.faults import fault_space
+from proact_onnx.model import image_input, load_model
+from proact_onnx.rewrite import Form, insert, prepare
+from proact_onnx.thresholds import Granularity, Thresholds, threshold_shape
+from tests.numerics import parse
+
+Writes = dict[str, tuple[np.ndarray, np.ndarray]]
+
+ENGINES = [InPlaceEngine, WeightsAsInputsEngine, FreshSessionEngine]
+IN_PLACE = "engine: in place on the CPU"
+INPUTS = "engine: weights as inputs on the CPU, because "
+
+
+def open_engine(kind: type, model: onnx.ModelProto, parameters: list[str]) -> FaultEngine:
+    if kind is InPlaceEngine:
+        return InPlaceEngine(model, parameters, 1, 3)
+    engine: FaultEngine = kind(model, parameters, Provider.CPU, 1, 3)
+    return engine
+
+
+def draw(rng: np.random.Generator, *shape: int, dtype: type = np.float32) -> np.ndarray:
+    return (rng.standard_normal(shape) / np.sqrt(max(1, np.prod(shape[1:])))).astype(dtype)
+
+
+def convolutional() -> onnx.ModelProto:
+    """Blocked layouts, a depthwise convolution, a skip, a bias added by itself, a dense layer."""
+    rng = np.random.default_rng(0)
+    return parse(
+        """<ir_version: 8, opset_import: ["": 17]>
+        net (float[N, 3, 8, 8] x) => (float[N, 5] y) {
+            a = Conv <pads = [1, 1, 1, 1]> (x, w1, b1)
+            b = Relu (a)
+            c = Conv <group = 16, pads = [1, 1, 1, 1]> (b, w2)
+            d = Relu (c)
+            e = Conv (d, w3, b3)
+            f = Add (e, b)
+            g = Add (f, extra)
+            h = Relu (g)
+            i = GlobalAveragePool (h)
+            j = Flatten (i)
+            y = Gemm <transB = 1> (j, w4, b4)
+        }""",
+        w1=draw(rng, 16, 3, 3, 3),
+        b1=draw(rng, 16),
+        w2=draw(rng, 16, 1, 3, 3),
+        w3=draw(rng, 16, 16, 1, 1),
+        b3=draw(rng, 16),
+        extra=draw(rng, 16, 1, 1),
+        w4=draw(rng, 5, 16),
+        b4=draw(rng, 5),
+    )
+
+
+def dense(batch: str = "N") -> onnx.ModelProto:
+    """MatMul with Add, a scale, a normalisation, and two parameters of equal values."""
+    rng = np.random.default_rng(1)
+    return parse(
+        """<ir_version: 8, opset_import: ["": 17]>
+        net (float[BATCH, 6] x) => (float[BATCH, 4] y) {
+            a = MatMul (x, w1)
+            b = Add (a, b1)
+            c = BatchNormalization (b, scale, shift, mean, var)
+            d = Relu (c)
+            e = MatMul (d, w2)
+            f = Mul (e, same)
+            g = Add (f, alike)
+            y = Mul (g, same)
+        }""".replace("BATCH", batch),
+        w1=draw(rng, 6, 8),
+        b1=draw(rng, 8),
+        scale=1 + draw(rng, 8),
+        shift=draw(rng, 8),
+        mean=draw(rng, 8),
+        var=1 + np.abs(draw(rng, 8)),
+        w2=draw(rng, 8, 4),
+        same=np.full(4, 0.5, np.float32),
+        alike=np.full(4, 0.5, np.float32),
+    )
+
+
+def normalised() -> onnx.ModelProto:
+    """A BatchNormalization behind a convolution, which blocked layouts calculate with."""
+    rng = np.random.default_rng(2)
+    return parse(
+        """<ir_version: 8, opset_import: ["": 17]>
+        net (float[N, 3, 6, 6] x) => (float[N, 16] y) {
+            a = Conv (x, w)
+            b = BatchNormalization (a, scale, shift, mean, var)
+            c = Relu (b)
+            d = GlobalAveragePool (c)
+            y = Flatten (d)
+        }""",
+        w=draw(rng, 16, 3, 3, 3),
+        scale=1 + draw(rng, 16),
+        shift=draw(rng, 16),
+        mean=draw(rng, 16),
+        var=1 + np.abs(draw(rng, 16)),
+    )
+
+
+def halves() -> onnx.ModelProto:
+    """Parameters and arithmetic in float16."""
+    rng = np.random.default_rng(3)
+    return parse(
+        """<ir_version: 8, opset_import: ["": 17]>
+        net (float[N, 6] x) => (float[N, 4] y) {
+            h = Cast <to = 10> (x)
+            a = MatMul (h, w1)
+            b = Relu (a)
+            c = MatMul (b, w2)
+            y = Cast <to = 1> (c)
+        }""",
+        w1=draw(rng, 6, 8, dtype=np.float16),
+        w2=draw(rng, 8, 4, dtype=np.float16),
+    )
+
+
+def hardened(form: Form, granularity: Granularity) -> onnx.ModelProto:
+    model = convolutional()
+    thresholds = {
+        activation.tensor: np.full(threshold_shape(activation, granularity), 0.4, np.float32)
+        for activation in find_activations(model)
+    }
+    return insert(model, Thresholds(thresholds), form).model
+
+
+MODELS: dict[str, Callable[[], onnx.ModelProto]] = {
+    "convolutional": convolutional,
+    "dense": dense,
+    "batch of 1": lambda: dense("1"),
+    "batch of 4": lambda: dense("4"),
+    "normalised": normalised,
+    "halves": halves,
+    **{
+        f"{form} {granularity}": lambda form=form, granularity=granularity: hardened(
+            form, granularity
+        )
+        for form in Form
+        for granularity in (Granularity.HYBRID, Granularity.CHANNEL)
+    },
+}
+
+# ONNX Runtime calculates with normalisations, and casts float16 where it computes.
+NOT_IN_PLACE = ("normalised", "halves")
+
+
+def parameters_of(model: onnx.ModelProto) -> list[str]:
+    return [parameter.name for parameter in fault_space(model, 32).parameters]
+
+
+def images_for(model: onnx.ModelProto, count: int = 7) -> np.ndarray:
+    shape = [extent or 1 for extent in image_input(model).shape[1:]]
+    return np.random.default_rng(9).standard_normal((count, *shape)).astype(np.float32)
+
+
+def some_writes(model: onnx.ModelProto, seed: int) -> Writes:
+    """A few elements of every parameter and what to put there."""
+    rng = np.random.default_rng(seed)
+    stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    writes = {}
+    for name in parameters_of(model):
+        size = stored[name].size
+        elements = np.sort(rng.choice(size, min(size, 3), replace=False))
+        old = stored[name].reshape(-1)[elements]
+        writes[name] = (elements, old + rng.choice([-0.3, 0.3, 0.1], len(old)).astype(old.dtype))
+    return writes
+
+
+def changed(model: onnx.ModelProto, writes: Writes) -> onnx.ModelProto:
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    for tensor in copy.graph.initializer:
+        if tensor.name in writes:
+            elements, values = writes[tensor.name]
+            array = numpy_helper.to_array(tensor).copy()
+            array.reshape(-1)[elements] = values
+            tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
+    return copy
+
+
+def outputs(model: onnx.ModelProto, images: np.ndarray) -> np.ndarray:
+    """Image by image, in a new session without any optimisation."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    info = image_input(model)
+    fixed = info.shape[0] or 1
+    return np.concatenate(
+        [
+            session.run(None, {info.name: np.repeat(images[i : i + 1], fixed, axis=0)})[0][:1]
+            for i in range(len(images))
+        ]
+    )
+
+
+def assert_agree(ours: np.ndarray, expected: np.ndarray, tolerance: float) -> None:
+    np.testing.assert_allclose(ours, expected, rtol=0, atol=tolerance * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("kind", ENGINES)
+def test_written_parameters_are_the_ones_that_run(name: str, kind: type) -> None:
+    model = MODELS[name]()
+    parameters, images = parameters_of(model), images_for(model)
+    if kind is InPlaceEngine and name in NOT_IN_PLACE:
+        with pytest.raises(LayoutError):
+            open_engine(kind, model, parameters)
+        return
+    engine = open_engine(kind, model, parameters)
+    tolerance = 0.01 if name == "halves" else 1e-5
+    untouched = engine.run(images)
+    assert_agree(untouched, outputs(model, images), tolerance)
+    for seed in range(3):
+        writes = some_writes(model, seed)
+        for parameter, (elements, values) in writes.items():
+            engine.write(parameter, elements, values)
+        faulty = engine.run(images)
+        assert_agree(faulty, outputs(changed(model, writes), images), tolerance)
+        assert not np.array_equal(faulty, untouched)
+        stored = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
+        for parameter, (elements, _) in writes.items():
+            engine.write(parameter, elements, stored[parameter].reshape(-1)[elements])
+        np.testing.assert_array_equal(engine.run(images), untouched)
+
+
+@pytest.mark.parametrize("name", [name for name in MODELS if name not in NOT_IN_PLACE])
+def test_every_single_element_lies_where_the_engine_writes_it(name: str) -> None:
+    """Elements one at a time: a layout wrong in one place only would show."""
+    model = MODELS[name]()
+    engine = InPlaceEngine(model, parameters_of(model), 1)
+    images = images_for(model, 2)
+    rng = np.random.default_rng(0)
+    stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    for parameter in parameters_of(model):
+        flat = stored[parameter].reshape(-1)
+        for element in rng.choice(flat.size, min(flat.size, 6), replace=False):
+            index = np.array([element])
+            engine.write(parameter, index, flat[index] + np.float32(0.5))
+            writes = {parameter: (index, flat[index] + np.float32(0.5))}
+            assert_agree(engine.run(images), outputs(changed(model, writes), images), 1e-5)
+            engine.write(parameter, index, flat[index])
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_fastest_engine_that_works_is_chosen(name: str) -> None:
+    model = MODELS[name]()
+    chosen = choose_engine(model, parameters_of(model), images_for(model), Provider.CPU, 1)
+    expected = {
+        "normalised": f"{INPUTS}the optimiser calculates with parameters, or splits them, as with "
+        "'w'",
+        "halves": f"{INPUTS}parameter 'w1' is stored as float16",
+    }
+    assert chosen.notice == expected.get(name, IN_PLACE)
+
+
+def test_infinities_and_nan_in_parameters_run_like_any_other() -> None:
+    model = convolutional()
+    for kind in ENGINES:
+        engine = open_engine(kind, model, parameters_of(model))
+        images = images_for(model)
+        before = engine.run(images)
+        engine.write("b4", np.array([1, 3]), np.array([np.inf, np.nan], np.float32))
+        faulty = engine.run(images)
+        assert np.isposinf(faulty[:, 1]).all()
+        assert np.isnan(faulty[:, 3]).all()
+        np.testing.assert_array_equal(faulty[:, [0, 2, 4]], before[:, [0, 2, 4]])
+
+
+def test_the_model_given_is_left_alone() -> None:
+    model = convolutional()
+    before = model.SerializeToString()
+    for kind in ENGINES:
+        engine = open_engine(kind, model, parameters_of(model))
+        engine.write("w1", np.arange(9), np.zeros(9, np.float32))
+        engine.run(images_for(model, 1))
+    assert model.SerializeToString() == before
+
+
+def test_parameters_that_are_graph_inputs_too_are_found() -> None:
+    model = dense()
+    for tensor in model.graph.initializer:
+        model.graph.input.append(
+            onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
+        )
+    images = images_for(model)
+    for kind in (WeightsAsInputsEngine, FreshSessionEngine):
+        engine = open_engine(kind, model, parameters_of(model))
+        writes = some_writes(model, 0)
+        for parameter, (elements, values) in writes.items():
+            engine.write(parameter, elements, values)
+        assert_agree(engine.run(images), outputs(changed(dense(), writes), images), 1e-5)
+    chosen = choose_engine(model, parameters_of(model), images, Provider.CPU, 1)
+    assert chosen.notice.startswith("engine: ")
+
+
+class _NextElement(InPlaceEngine):
+    """Writes beside the element it is told to write."""
+
+    def write(self, parameter: str, elements: np.ndarray, values: np.ndarray) -> None:
+        size = {"w1": 432, "w2": 144, "w3": 256}.get(parameter)
+        super().write(parameter, elements if size is None else (elements + 1) % size, values)
+
+
+class _Forgetful(InPlaceEngine):
+    """Keeps the first value ever written."""
+
+    def write(self, parameter: str, elements: np.ndarray, values: np.ndarray) -> None:
+        self.seen = {*getattr(self, "seen", ()), parameter}
+        if parameter != "w3" or not hasattr(self, "kept"):
+            super().write(parameter, elements, values)
+        if parameter == "w3":
+            self.kept = True
+
+
+@pytest.mark.parametrize("wrong", [_NextElement, _Forgetful])
+def test_an_engine_that_is_wrong_is_found_out(wrong: type, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = convolutional()
+    monkeypatch.setattr(select, "InPlaceEngine", wrong)
+    chosen = choose_engine(model, parameters_of(model), images_for(model), Provider.CPU, 1)
+    assert chosen.notice == f"{INPUTS}in place disagreed with a fresh session"
+    assert isinstance(chosen.engine, WeightsAsInputsEngine)
+
+
+def test_a_new_session_per_trial_is_the_last_resort(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: Any) -> None:
+        raise ModelError("it cannot be opened")
+
+    monkeypatch.setattr(select, "InPlaceEngine", refuse)
+    monkeypatch.setattr(select, "WeightsAsInputsEngine", refuse)
+    model = dense()
+    chosen = choose_engine(model, parameters_of(model), images_for(model), Provider.CPU, 1)
+    assert chosen.notice == (
+        "engine: a session per trial on the CPU, because it cannot be opened; it cannot be opened"
+    )
+    writes = some_writes(model, 0)
+    for parameter, (elements, values) in writes.items():
+        chosen.engine.write(parameter, elements, values)
+    expected = outputs(changed(model, writes), images_for(model))
+    assert_agree(chosen.engine.run(images_for(model)), expected, 1e-5)
+
+
+FOLLOWED = [
+    "c10_lenet_dynamo_op18",
+    "c10_lenet_torchscript_op11",
+    "c10_resnet20_torchscript_op17",
+    "c10_resnet20_dynamo_op20",
+    "c10_tiny_resnet8_torchscript_op17",
+]
+NOT_FOLLOWED = ["c10_resnet32_torchscript_op13_bn", "c10_resnet32_fp16", "c10_resnet20_int8_qdq"]
+
+# Rounding in float16; one step of an 8-bit quantiser that fell to the other side of a tie.
+COARSE = {"c10_resnet32_fp16": 0.03, "c10_resnet20_int8_qdq": 0.06}
+
+
+@pytest.mark.parametrize("name", FOLLOWED + NOT_FOLLOWED)
+def test_trained_networks(shared_dir: Path, name: str) -> None:
+    model = prepare(load_model(shared_dir / "models" / f"{name}.onnx"), fold_batchnorm=False).model
+    images = images_for(model, 4)
+    if images.shape[2:] == (1, 1):
+        images = np.random.default_rng(0).standard_normal((4, 3, 32, 32)).astype(np.float32)
+    chosen = choose_engine(model, parameters_of(model), images, Provider.CPU, 2)
+    assert chosen.notice.startswith(IN_PLACE if name in FOLLOWED else INPUTS)
+    tolerance = COARSE.get(name, 1e-4)
+    before = chosen.engine.run(images)
+    assert_agree(before, outputs(model, images), tolerance)
+    writes = some_writes(model, 1)
+    for parameter, (elements, values) in writes.items():
+        chosen.engine.write(parameter, elements, values)
+    assert_agree(chosen.engine.run(images), outputs(changed(model, writes), images), tolerance)
+    stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    for parameter, (elements, _) in writes.items():
+        chosen.engine.write(parameter, elements, stored[parameter].reshape(-1)[elements])
+    np.testing.assert_array_equal(chosen.engine.run(images), before)
+
+
+@pytest.mark.parametrize("form", Form)
+@pytest.mark.parametrize("granularity", [Granularity.HYBRID, Granularity.NEURON])
+def test_a_trained_network_is_followed_when_hardened(
+    shared_dir: Path, form: Form, granularity: Granularity
+) -> None:
+    path = shared_dir / "models" / "c10_resnet20_torchscript_op17.onnx"
+    model = prepare(load_model(path)).model
+    thresholds = {
+        activation.tensor: np.full(threshold_shape(activation, granularity), 3, np.float32)
+        for activation in find_activations(model)
+    }
+    bounded = insert(model, Thresholds(thresholds), form).model
+    images = np.random.default_rng(0).standard_normal((4, 3, 32, 32)).astype(np.float32)
+    chosen = choose_engine(bounded, parameters_of(bounded), images, Provider.CPU, 2)
+    assert chosen.notice == IN_PLACE
+    writes = some_writes(bounded, 2)
+    for parameter, (elements, values) in writes.items():
+        chosen.engine.write(parameter, elements, values)
+    assert_agree(chosen.engine.run(images), outputs(changed(bounded, writes), images), 1e-4)
