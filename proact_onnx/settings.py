@@ -1,0 +1,301 @@
+"""Settings: the options of every command, their defaults, and ``proact.toml``."""
+
+import dataclasses
+import math
+import tomllib
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Self
+
+from proact_onnx.data import Layout, Part, Preprocessing
+from proact_onnx.errors import SettingsError
+
+SETTINGS_FILE = "proact.toml"
+
+
+def _check(value: float, name: str, low: float, high: float = float("inf")) -> None:
+    if not (low <= value <= high and math.isfinite(value)):
+        span = f"at least {low:g}" if high == float("inf") else f"between {low:g} and {high:g}"
+        raise SettingsError(f"{name} must be {span}, not {value:g}: choose another value")
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """Where images come from.
+
+    Attributes:
+        calibration: Images to profile and train thresholds on.
+        calibration_labels: Their labels, where the file above holds none.
+        test: Images to measure accuracy on; hardening never learns from them.
+        test_labels: Their labels, where the file above holds none.
+        calibration_part: Which part of a calibration source that holds both, ``train`` or ``test``.
+        test_part: Which part of a test source that holds both.
+    """
+
+    calibration: Path | None = None
+    calibration_labels: Path | None = None
+    test: Path | None = None
+    test_labels: Path | None = None
+    calibration_part: Part | None = None
+    test_part: Part | None = None
+
+
+@dataclass(frozen=True)
+class RuntimeSettings:
+    """How ONNX Runtime executes.
+
+    Attributes:
+        provider: ``auto``, ``cpu`` or ``cuda``.
+        threads: Threads within an operator; 0 leaves the choice to ONNX Runtime.
+        batch_size: Images per run, for models whose batch axis is free.
+    """
+
+    provider: str = "auto"
+    threads: int = 0
+    batch_size: int = 128
+
+    def __post_init__(self) -> None:
+        if self.provider not in ("auto", "cpu", "cuda"):
+            raise SettingsError(f"unknown provider {self.provider!r}: choose auto, cpu or cuda")
+        _check(self.threads, "threads", 0)
+        _check(self.batch_size, "batch-size", 1)
+
+
+class ThresholdScale(StrEnum):
+    """In which unit a quantity of the training counts."""
+
+    RELATIVE = "relative"
+    ABSOLUTE = "absolute"
+
+
+@dataclass(frozen=True)
+class HardenSettings:
+    """How a model is hardened. Defaults are the paper's where it gives one (section VI-A).
+
+    Attributes:
+        method: ``proact`` or ``ranger``.
+        granularity: ``layer``, ``channel``, ``neuron`` or ``hybrid``.
+        form: How the bound is written: ``hard``, ``smooth`` or ``saturate``.
+        slack: Factor on profiled maxima. Another runtime's rounding must not push the largest
+            legitimate value over its threshold.
+        calibration_images: Images to profile and train on, at most.
+        accept_images: Images that decide whether trained thresholds are kept, at most.
+        max_accuracy_drop: Points of accuracy that hardening may cost on the accept images.
+        epochs_neuron: Epochs for neuron-wise thresholds.
+        epochs: Epochs for the others.
+        train_batch: Images per training step.
+        learning_rate: Adam's, at the start, in the unit of ``step``.
+        halve_every: Epochs after which the learning rate is halved.
+        step: Whether thresholds move relative to their profiled value or absolutely. The paper
+            does not say; relative makes one learning rate fit layers of any magnitude.
+        temperature: T of the knowledge distillation; not in the paper. 4 is common since
+            Hinton et al. (2015).
+        regularisation: gamma of Eq. (8); not in the paper.
+        slope: k of the smooth gate; not in the paper.
+        slope_scale: Whether k counts relative to the threshold (k / lambda) or absolutely.
+        patience: Epochs without a lower loss after which a layer is finished.
+        seed: Decides which images go where, and their order in training.
+    """
+
+    method: str = "proact"
+    granularity: str = "hybrid"
+    form: str = "hard"
+    slack: float = 1.01
+    calibration_images: int = 2000
+    accept_images: int = 1000
+    max_accuracy_drop: float = 1.0
+    epochs_neuron: int = 50
+    epochs: int = 20
+    train_batch: int = 128
+    learning_rate: float = 0.01
+    halve_every: int = 10
+    step: ThresholdScale = ThresholdScale.RELATIVE
+    temperature: float = 4.0
+    regularisation: float = 0.1
+    slope: float = 20.0
+    slope_scale: ThresholdScale = ThresholdScale.RELATIVE
+    patience: int = 5
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _check(self.slack, "slack", 1.0)
+        _check(self.calibration_images, "calibration-images", 1)
+        _check(self.accept_images, "accept-images", 1)
+        _check(self.max_accuracy_drop, "max-accuracy-drop", 0.0, 100.0)
+        _check(self.epochs_neuron, "epochs-neuron", 0)
+        _check(self.epochs, "epochs", 0)
+        _check(self.train_batch, "train-batch", 1)
+        _check(self.learning_rate, "learning-rate", 0.0)
+        _check(self.halve_every, "halve-every", 1)
+        _check(self.temperature, "temperature", 1e-3)
+        _check(self.regularisation, "regularisation", 0.0)
+        _check(self.slope, "slope", 1e-3)
+        _check(self.patience, "patience", 1)
+        _check(self.seed, "seed", 0)
+
+
+@dataclass(frozen=True)
+class InjectSettings:
+    """What a campaign does.
+
+    Attributes:
+        ber: Bit error rates to visit, each from 0 to 1.
+        trials: Fault maps per bit error rate; the paper draws 500.
+        images: Images per trial, drawn afresh for each; 0 takes all of them.
+        format: How parameters are stored, ``Qm.n`` or ``float32``.
+        targets: Kinds of parameter to fault: ``weight``, ``bias``, ``threshold``; empty for all.
+        layers: Patterns of the layers to fault; empty for all.
+        confidence: Confidence level of all intervals.
+        seed: Decides every fault and every choice of images.
+    """
+
+    ber: tuple[float, ...] = (1e-6,)
+    trials: int = 500
+    images: int = 0
+    format: str = "Q15.16"
+    targets: tuple[str, ...] = ()
+    layers: tuple[str, ...] = ()
+    confidence: float = 0.95
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.ber:
+            raise SettingsError("no bit error rate is given: name one with --ber, such as 1e-6")
+        for rate in self.ber:
+            if not 0.0 <= rate <= 1.0:
+                raise SettingsError(
+                    f"bit error rate {rate:g} is not a probability: give a number from 0 to 1"
+                )
+        _check(self.trials, "trials", 1)
+        _check(self.images, "images", 0)
+        _check(self.confidence, "confidence", 0.5, 0.9999)
+        _check(self.seed, "seed", 0)
+
+
+@dataclass(frozen=True)
+class OutputSettings:
+    """Where results go.
+
+    Attributes:
+        hardened: The hardened model; by default ``<model>.hardened.onnx`` beside the model.
+        folder: Folder of campaign records and summaries; by default that of the model.
+        plot: Figure of accuracy over bit error rate; its suffix decides the format.
+    """
+
+    hardened: Path | None = None
+    folder: Path | None = None
+    plot: Path | None = None
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything ``proact.toml`` can say, one attribute a table; paths are absolute.
+
+    Attributes:
+        model: The model to work on.
+        data: Table ``[data]``.
+        preprocessing: Table ``[preprocessing]``.
+        runtime: Table ``[runtime]``.
+        harden: Table ``[harden]``.
+        inject: Table ``[inject]``.
+        output: Table ``[output]``.
+    """
+
+    model: Path | None = None
+    data: DataSettings = field(default_factory=DataSettings)
+    preprocessing: Preprocessing = field(default_factory=Preprocessing)
+    runtime: RuntimeSettings = field(default_factory=RuntimeSettings)
+    harden: HardenSettings = field(default_factory=HardenSettings)
+    inject: InjectSettings = field(default_factory=InjectSettings)
+    output: OutputSettings = field(default_factory=OutputSettings)
+
+    def override(self, table: str, options: Mapping[str, Any]) -> Self:
+        """Return these settings with the options that are not None put in one table."""
+        given = {key: value for key, value in options.items() if value is not None}
+        return dataclasses.replace(
+            self, **{table: dataclasses.replace(getattr(self, table), **given)}
+        )
+
+
+def read_settings(path: Path | None = None, folder: Path = Path()) -> Settings:
+    """Read ``proact.toml``.
+
+    Args:
+        path: The file; without one, ``proact.toml`` in ``folder``, which may be absent.
+        folder: The working directory.
+
+    Returns:
+        The settings; relative paths are resolved against the file's folder.
+
+    Raises:
+        SettingsError: If the file cannot be read, or a table, key or value is not known.
+    """
+    if path is None:
+        path = folder / SETTINGS_FILE
+        if not path.exists():
+            return Settings()
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SettingsError(f"cannot read {path}: {error.strerror or error}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path} is not valid TOML: {error}") from error
+    settings: Settings = _build(Settings, content, path, "")
+    return settings
+
+
+def _build(cls: type[Any], table: Mapping[str, Any], path: Path, prefix: str) -> Any:
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    kinds = typing.get_type_hints(cls)
+    values: dict[str, Any] = {}
+    for key, value in table.items():
+        name = key.replace("-", "_")
+        if name in values:
+            raise SettingsError(f"{path}: key {prefix + key!r} is given twice: leave one out")
+        if name not in fields:
+            known = ", ".join(sorted(fields))
+            raise SettingsError(f"{path}: unknown key {prefix + key!r}: choose among {known}")
+        where = f"{path}: key {prefix + key!r}"
+        if dataclasses.is_dataclass(kinds[name]):
+            if not isinstance(value, dict):
+                raise SettingsError(f"{where} must be a table: write [{key}]")
+            values[name] = _build(kinds[name], value, path, f"{prefix}{key}.")
+        else:
+            values[name] = _convert(kinds[name], value, where, path.parent)
+    try:
+        return cls(**values)
+    except SettingsError as error:
+        where = f"{path}, table [{prefix.rstrip('.')}]" if prefix else f"{path}"
+        raise SettingsError(f"{where}: {error}") from error
+
+
+def _convert(kind: Any, value: Any, where: str, folder: Path) -> Any:
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (types.UnionType, typing.Union):
+        return _convert(arguments[0], value, where, folder)
+    if origin is typing.Literal:
+        if value not in arguments:
+            raise SettingsError(f"{where} must be one of {', '.join(arguments)}, not {value!r}")
+        return value
+    if origin is tuple:
+        items = value if isinstance(value, list) else [value]
+        return tuple(_convert(arguments[0], item, where, folder) for item in items)
+    if kind is Path and isinstance(value, str):
+        return (folder / value).resolve()
+    if kind in (Layout, ThresholdScale):
+        if value not in list(kind):
+            raise SettingsError(f"{where} must be one of {', '.join(kind)}, not {value!r}")
+        return kind(value)
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    expected = str if kind is Path else kind
+    if not isinstance(value, expected) or isinstance(value, bool):
+        raise SettingsError(f"{where} must be {_SPELLED[expected]}, not {value!r}")
+    return value
+
+
+_SPELLED = {int: "a whole number", float: "a number", str: "text in quotes"}
