@@ -1,0 +1,288 @@
+"""The hardening pipeline: load, prepare, profile, fit, insert, check, save."""
+
+import hashlib
+import importlib.metadata
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from proact_onnx.activations import Activation, find_activations
+from proact_onnx.checkpoint import FileCheckpoint
+from proact_onnx.data import Dataset, Preprocessing, check_labels, prepare, split_disjoint
+from proact_onnx.engine import (
+    Provider,
+    Session,
+    chance_warning,
+    observed_shapes,
+    profile_activations,
+    top1,
+)
+from proact_onnx.errors import ModelError, SettingsError
+from proact_onnx.faults import Kind, fault_space
+from proact_onnx.methods import METHODS, FitContext, LabelledBatch
+from proact_onnx.model import (
+    check_writable,
+    load_model,
+    model_digest,
+    refuse_overwrite,
+    save_model,
+    set_provenance,
+)
+from proact_onnx.progress import Reporter, Silent
+from proact_onnx.rewrite import Form, Refusal, insert
+from proact_onnx.rewrite import prepare as prepare_model
+from proact_onnx.settings import HardenSettings, RuntimeSettings, ThresholdScale
+from proact_onnx.thresholds import Granularity, Thresholds, memory_overhead
+
+_WORD_BITS = 32
+
+
+@dataclass(frozen=True)
+class HardenReport:
+    """What hardening did.
+
+    Attributes:
+        output: The hardened file.
+        activations: The activations hardened, in topological order.
+        thresholds: Their thresholds.
+        memory_overhead: Per cent of the original model's parameters (Eq. 6).
+        accuracy_before: Accuracy of the original model on the test images.
+        accuracy_after: Accuracy of the hardened model on the same images.
+        test_images: How many these are.
+        labelled: Whether they have labels; otherwise the original model's classes stand in.
+        raised_opset: The opset the file was converted to, if its own was too low for the form.
+        refusals: BatchNormalization nodes that could not be folded.
+        seconds: Wall time.
+    """
+
+    output: Path
+    activations: tuple[Activation, ...]
+    thresholds: Thresholds
+    memory_overhead: float
+    accuracy_before: float
+    accuracy_after: float
+    test_images: int
+    labelled: bool
+    raised_opset: int | None
+    refusals: tuple[Refusal, ...]
+    seconds: float
+
+
+def harden(
+    model: Path,
+    calibration: Dataset,
+    output: Path | None = None,
+    *,
+    test: Dataset | None = None,
+    settings: HardenSettings | None = None,
+    preprocessing: Preprocessing | None = None,
+    runtime: RuntimeSettings | None = None,
+    reporter: Reporter | None = None,
+    force: bool = False,
+    resume: bool = False,
+) -> HardenReport:
+    """Harden a model file.
+
+    Args:
+        model: The model; it is only read.
+        calibration: Images to profile, train and accept on. Without ``test``, part of them is
+            kept apart to report accuracy.
+        output: Where to write; by default ``<model>.hardened.onnx`` beside the model.
+        test: Images that hardening never learns from.
+        settings: Method and its options.
+        preprocessing: How images become the model's input.
+        runtime: How ONNX Runtime executes.
+        reporter: Receives progress.
+        force: Whether an output that exists is replaced.
+        resume: Whether to go on from an interrupted run.
+
+    Returns:
+        What was done, with clean accuracy before and after.
+
+    Raises:
+        ModelError: If the model cannot be read or hardened.
+        DataError: If images or labels do not fit.
+        SettingsError: If a setting is unknown.
+        OutputError: If the output exists or cannot be written.
+    """
+    started = time.monotonic()
+    settings = settings or HardenSettings()
+    preprocessing = preprocessing or Preprocessing()
+    runtime = runtime or RuntimeSettings()
+    reporter = reporter or Silent()
+    output = output or hardened_path(model)
+    method = METHODS[_choose("method", settings.method, METHODS)]
+    _choose("granularity", settings.granularity, list(Granularity))
+    form = Form(_choose("form", settings.form, list(Form)))
+    provider = (Provider(runtime.provider), runtime.threads, runtime.batch_size)
+
+    loaded = load_model(model)
+    check_writable(output, (model,))
+    refuse_overwrite(output, force)
+    digest = model_digest(loaded)
+    prepared = prepare_model(loaded)
+    for refusal in prepared.refusals:
+        reporter.notice(f"BatchNormalization {refusal.node!r} is not folded: {refusal.reason}")
+    activations = find_activations(prepared.model)
+    stored = fault_space(prepared.model, _WORD_BITS).parameters
+    if any(parameter.kind is Kind.THRESHOLD for parameter in stored):
+        raise ModelError(f"{model} is hardened already: give the model it was made from")
+    if not activations:
+        raise ModelError(
+            f"{model} has no activation that can be hardened (Relu, or Clip from 0): "
+            f"'proact-onnx inspect {model}' lists what it has"
+        )
+    parameters = sum(parameter.size for parameter in stored)
+    if not parameters:
+        raise ModelError(f"{model} stores no parameters, so there is nothing to protect")
+    fit_set, accept_set, test_set = split_roles(calibration, test, settings)
+    digests = {"model": digest, "data": calibration.digest, "test": test_set.digest}
+    identity = _identity(digests, settings, preprocessing)
+    checkpoint = FileCheckpoint(checkpoint_path(output), identity, resume)
+
+    original = Session(loaded, *provider)
+    calibrate, accept, report = (
+        label_batch(part, original, preprocessing) for part in (fit_set, accept_set, test_set)
+    )
+    scores = original.run(report.images)
+    accuracy_before = float(top1(scores).correct(report.labels).mean())
+    warning = chance_warning(accuracy_before, int(np.prod(scores.shape[1:])), len(scores))
+    if warning is not None and test_set.labels is not None:
+        reporter.notice(warning)
+
+    reporter.begin("profiling", len(calibrate.images))
+    seen = 0
+
+    def advance(total: int) -> None:
+        nonlocal seen
+        reporter.advance(total - seen)
+        seen = total
+
+    profile = profile_activations(
+        prepared.model,
+        activations,
+        calibrate.images,
+        provider=provider[0],
+        threads=runtime.threads,
+        batch_size=min(runtime.batch_size, 64),
+        progress=advance,
+    )
+    activations = observed_shapes(activations, profile)
+    thresholds = method(
+        FitContext(
+            model=prepared.model,
+            activations=activations,
+            profile=profile,
+            calibration=calibrate,
+            accept=accept,
+            settings=settings,
+            threads=runtime.threads,
+            checkpoint=checkpoint,
+            reporter=reporter,
+        )
+    )
+    inserted = insert(
+        prepared.model,
+        thresholds,
+        form,
+        slope=settings.slope,
+        relative_slope=settings.slope_scale is ThresholdScale.RELATIVE,
+    )
+    set_provenance(inserted.model, _provenance(digests, settings, thresholds))
+    hardened = Session(inserted.model, *provider)
+    after = top1(hardened.run(report.images))
+    save_model(inserted.model, output, inputs=(model,))
+    checkpoint.remove()
+    return HardenReport(
+        output=output,
+        activations=tuple(activations),
+        thresholds=thresholds,
+        memory_overhead=memory_overhead(thresholds.count, parameters),
+        accuracy_before=accuracy_before,
+        accuracy_after=float(after.correct(report.labels).mean()),
+        test_images=len(report.images),
+        labelled=test_set.labels is not None,
+        raised_opset=inserted.raised_opset,
+        refusals=prepared.refusals,
+        seconds=time.monotonic() - started,
+    )
+
+
+def hardened_path(model: Path) -> Path:
+    """Where a hardened model goes when the user does not say: beside the original."""
+    return model.with_name(f"{model.stem}.hardened.onnx")
+
+
+def checkpoint_path(output: Path) -> Path:
+    """Where the finished layers of an interrupted run are kept."""
+    return output.with_name(f"{output.name}.checkpoint")
+
+
+def split_roles(
+    calibration: Dataset, test: Dataset | None, settings: HardenSettings
+) -> tuple[Dataset, Dataset, Dataset]:
+    """Divide the data into three disjoint sets: to fit, to accept, and to report.
+
+    A calibration source that is too small for the sizes asked for is divided in their proportion.
+    Without test images, as many images as decide about acceptance are kept apart to report.
+    """
+    sizes = [settings.calibration_images, settings.accept_images]
+    if test is None:
+        sizes.append(settings.accept_images)
+    share = min(1.0, len(calibration) / sum(sizes))
+    sizes = [max(1, int(size * share)) for size in sizes]
+    # What was rounded up to one image is taken from the images to fit.
+    sizes[0] = max(1, min(sizes[0], len(calibration) - sum(sizes[1:])))
+    fit_set, accept_set, *rest = split_disjoint(calibration, sizes, settings.seed)
+    return fit_set, accept_set, test if test is not None else rest[0]
+
+
+def label_batch(data: Dataset, model: Session, preprocessing: Preprocessing) -> LabelledBatch:
+    """Preprocess images, and label them by the model itself where they have no labels."""
+    images = prepare(data.images, preprocessing, model.input.shape, model.input.dtype)
+    probe = model.run(images[:1])
+    top1(probe)
+    check_labels(data, int(np.prod(probe.shape[1:])))
+    labels = data.labels if data.labels is not None else top1(model.run(images)).classes
+    return LabelledBatch(images, labels)
+
+
+def _choose(what: str, name: str, known: Mapping[str, Any] | list[Any]) -> str:
+    if name not in known:
+        raise SettingsError(f"unknown {what} {name!r}: choose among {', '.join(known)}")
+    return name
+
+
+def _identity(
+    digests: Mapping[str, str], settings: HardenSettings, preprocessing: Preprocessing
+) -> dict[str, Any]:
+    # Through JSON, so that an identity read from a file compares equal to one just made.
+    content = {**digests, "settings": asdict(settings), "preprocessing": asdict(preprocessing)}
+    identity: dict[str, Any] = json.loads(json.dumps(content))
+    return identity
+
+
+def _provenance(
+    digests: Mapping[str, str], settings: HardenSettings, thresholds: Thresholds
+) -> dict[str, str]:
+    return {
+        "version": importlib.metadata.version("proact-onnx"),
+        "method": settings.method,
+        "settings": json.dumps(asdict(settings), sort_keys=True),
+        "original_sha256": digests["model"],
+        "calibration_sha256": digests["data"],
+        "thresholds_sha256": _digest(thresholds),
+    }
+
+
+def _digest(thresholds: Thresholds) -> str:
+    digest = hashlib.sha256()
+    for tensor in sorted(thresholds.values):
+        digest.update(tensor.encode())
+        digest.update(np.ascontiguousarray(thresholds.values[tensor], np.float32).tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,279 @@
+"""The hardening methods on the digits network, against activations read from ONNX Runtime."""
+
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from proact_onnx.activations import Activation, find_activations
+from proact_onnx.data import load_dataset
+from proact_onnx.engine import ActivationProfile
+from proact_onnx.methods import METHODS, FitContext, LabelledBatch, proact, ranger
+from proact_onnx.mirror.train import TrainedThresholds
+from proact_onnx.model import load_model
+from proact_onnx.progress import Silent
+from proact_onnx.rewrite import expose, insert, prepare
+from proact_onnx.settings import HardenSettings
+from proact_onnx.thresholds import FloatArray, Thresholds
+from tests.numerics import run
+
+QUICK = HardenSettings(epochs=3, epochs_neuron=4, train_batch=50)
+
+
+class Memory:
+    """A checkpoint that notes what it is given, and may hold layers from before."""
+
+    def __init__(self, known: Mapping[str, FloatArray] | None = None) -> None:
+        self.known = dict(known or {})
+        self.stored: list[str] = []
+
+    def finished(self) -> Mapping[str, FloatArray]:
+        return dict(self.known)
+
+    def store(self, tensor: str, values: FloatArray) -> None:
+        self.stored.append(tensor)
+        self.known[tensor] = values
+
+
+class Record(Silent):
+    """A reporter that notes what it is told."""
+
+    def __init__(self) -> None:
+        self.notices: list[str] = []
+        self.total = self.steps = 0
+
+    def begin(self, task: str, total: int) -> None:
+        self.total = total
+
+    def advance(self, steps: int = 1) -> None:
+        self.steps += steps
+
+    def notice(self, text: str) -> None:
+        self.notices.append(text)
+
+
+@pytest.fixture(scope="module")
+def context(digits_dir: Path) -> FitContext:
+    model = prepare(load_model(digits_dir / "digits.onnx")).model
+    data = load_dataset(digits_dir / "calibration.npz")
+    images = (data.images / 16).astype(np.float32)
+    activations = find_activations(model)
+    tensors = [activation.tensor for activation in activations]
+    values = run(expose(model, tensors), {model.graph.input[0].name: images[:400]})[1:]
+    maxima = {name: value.max(axis=0) for name, value in zip(tensors, values, strict=True)}
+    return FitContext(
+        model=model,
+        activations=activations,
+        profile=ActivationProfile(maxima, 400),
+        calibration=LabelledBatch(images[:400], data.labels[:400]),
+        accept=LabelledBatch(images[400:800], data.labels[400:800]),
+        settings=QUICK,
+        threads=0,
+        checkpoint=Memory(),
+        reporter=Silent(),
+    )
+
+
+def fit(context: FitContext, **changes: object) -> dict[str, FloatArray]:
+    """Run ProAct from the start, unless the changes hold a checkpoint."""
+    return dict(proact.fit(replace(context, **{"checkpoint": Memory(), **changes})).values)
+
+
+def maxima(context: FitContext, activation: Activation, granularity: str) -> np.ndarray:
+    highest = context.profile.maxima[activation.tensor]
+    if granularity == "hybrid":
+        granularity = "neuron" if activation is context.activations[-1] else "layer"
+    if granularity == "layer":
+        return highest.max()
+    if granularity == "neuron":
+        return highest[None]
+    return highest.reshape(len(highest), -1).max(axis=1).reshape(1, -1, *[1] * (highest.ndim - 1))
+
+
+@pytest.mark.parametrize("granularity", ["layer", "channel", "neuron", "hybrid"])
+@pytest.mark.parametrize("slack", [1.0, 1.25])
+def test_ranger_takes_the_maxima(context: FitContext, granularity: str, slack: float) -> None:
+    settings = HardenSettings(method="ranger", granularity=granularity, slack=slack)
+    thresholds = ranger.fit(replace(context, settings=settings))
+    assert list(thresholds.values) == [a.tensor for a in context.activations]
+    for activation in context.activations:
+        expected = maxima(context, activation, granularity)
+        value = thresholds.values[activation.tensor]
+        assert value.dtype == np.float32
+        assert value.shape == expected.shape
+        np.testing.assert_allclose(value, expected * slack, rtol=1e-7)
+
+
+def test_neuron_wise_maxima_differ_between_neurons(context: FitContext) -> None:
+    settings = replace(QUICK, method="ranger", granularity="neuron")
+    thresholds = ranger.fit(replace(context, settings=settings))
+    first = thresholds.values[context.activations[0].tensor]
+    assert first.shape == (1, 24, 8, 8)
+    assert len(np.unique(first)) > 500
+
+
+def test_ranger_needs_no_torch(digits_dir: Path, tmp_path: Path) -> None:
+    script = f"""
+import sys
+from pathlib import Path
+from proact_onnx.data import load_dataset
+from proact_onnx.harden import harden
+from proact_onnx.settings import HardenSettings
+folder = Path({str(digits_dir)!r})
+harden(folder / "digits.onnx", load_dataset(folder / "test.npz"),
+       Path({str(tmp_path / "out.onnx")!r}), settings=HardenSettings(method="ranger"))
+print("torch" in sys.modules)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True,
+        cwd=Path(__file__).parents[1],
+    )  # fmt: skip
+    assert done.stdout.strip() == "False"
+    assert (tmp_path / "out.onnx").exists()
+
+
+@pytest.fixture(scope="module")
+def trained(context: FitContext) -> tuple[dict[str, FloatArray], Memory, Record]:
+    memory, record = Memory(), Record()
+    found = METHODS["proact"](replace(context, checkpoint=memory, reporter=record))
+    return dict(found.values), memory, record
+
+
+def test_proact_trains_last_to_first(
+    context: FitContext, trained: tuple[dict[str, FloatArray], Memory, Record]
+) -> None:
+    thresholds, memory, record = trained
+    assert memory.stored == [a.tensor for a in reversed(context.activations)]
+    assert list(thresholds) == [a.tensor for a in context.activations]
+    assert record.steps == record.total == 6 * 3 + 4
+    assert record.notices == []
+
+
+def test_proact_lowers_thresholds(
+    context: FitContext, trained: tuple[dict[str, FloatArray], Memory, Record]
+) -> None:
+    thresholds, _, _ = trained
+    for activation in context.activations:
+        profiled = maxima(context, activation, "hybrid")
+        value = thresholds[activation.tensor]
+        assert value.shape == profiled.shape
+        assert value.dtype == np.float32
+        assert (value >= 0).all()
+        assert (value <= profiled * np.float32(QUICK.slack)).all()
+        assert value.mean() < profiled.mean(), activation.name
+    last = context.activations[-1].tensor
+    assert len(np.unique(thresholds[last])) > 20
+
+
+def accuracy(context: FitContext, thresholds: dict[str, FloatArray]) -> float:
+    model = insert(context.model, Thresholds(thresholds)).model if thresholds else None
+    model = model or context.model
+    [scores] = run(model, {model.graph.input[0].name: context.accept.images})
+    return float((scores.argmax(axis=1) == context.accept.labels).mean())
+
+
+def test_proact_keeps_accuracy_of_the_deployed_model(
+    context: FitContext, trained: tuple[dict[str, FloatArray], Memory, Record]
+) -> None:
+    drop = accuracy(context, {}) - accuracy(context, trained[0])
+    assert drop <= QUICK.max_accuracy_drop / 100 + 1e-9
+
+
+def training_that_asks_for(share: float) -> Callable[..., object]:
+    """Training that asks for the maxima times ``share``."""
+
+    def train(_: object, layer: object, initial: FloatArray, *rest: object, **options: object):
+        return TrainedThresholds(initial * np.float32(share), 0.0, 1)
+
+    return train
+
+
+def test_thresholds_that_cost_too_much_are_given_up(
+    context: FitContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Far below zero is nothing a network survives, and neither are half and a quarter of it."""
+    monkeypatch.setattr(proact, "train_layer", training_that_asks_for(-100.0))
+    record = Record()
+    found = fit(context, reporter=record)
+    for activation in context.activations:
+        expected = maxima(context, activation, "hybrid") * np.float32(QUICK.slack)
+        np.testing.assert_allclose(found[activation.tensor], expected, rtol=1e-6)
+    floor = accuracy(context, {}) - QUICK.max_accuracy_drop / 100
+    assert record.notices == [
+        f"{activation.name}: trained thresholds bring accuracy below {floor:.2%}, so the profiled "
+        "ones stay"
+        for activation in reversed(context.activations)
+    ]
+
+
+def test_profiled_thresholds_that_cost_too_much_are_noticed(context: FitContext) -> None:
+    """As if the calibration images had been too few to find the maxima."""
+    low = {name: values * np.float32(0.3) for name, values in context.profile.maxima.items()}
+    settings = replace(QUICK, epochs=0, epochs_neuron=0)
+    record = Record()
+    found = fit(context, profile=ActivationProfile(low, 4), settings=settings, reporter=record)
+    cost = accuracy(context, {}) - accuracy(context, found)
+    assert cost > 0.1
+    assert record.notices == [
+        f"the profiled thresholds alone cost {100 * cost:.2g} points of accuracy, and 1 are "
+        "allowed: profile more calibration images, or raise the slack"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("asked", "kept"),
+    [(1.0, 1.0), (0.9, 0.9), (-0.8, 0.1), (-2.6, 0.1)],
+    ids=["nothing asked", "fits", "half way back", "a quarter of the way"],
+)
+def test_a_layer_goes_back_until_accuracy_holds(
+    context: FitContext, monkeypatch: pytest.MonkeyPatch, asked: float, kept: float
+) -> None:
+    """With a drop that allows a tenth of the last layer's maxima but nothing below zero."""
+    monkeypatch.setattr(proact, "train_layer", training_that_asks_for(asked))
+    last = context.activations[-1:]
+    shares = {0.9: 0.9, 0.1: 0.1}
+    profiled = maxima(context, last[0], "hybrid") * np.float32(QUICK.slack)
+    cost = {
+        share: accuracy(context, {}) - accuracy(context, {last[0].tensor: profiled * share})
+        for share in (*shares, 0.0)
+    }
+    assert cost[0.9] <= cost[0.1] < cost[0.0], "zero thresholds cost more than small ones"
+    allowed = 100 * (cost[0.1] + cost[0.0]) / 2
+    settings = replace(QUICK, max_accuracy_drop=max(allowed, 0.0))
+    found = fit(context, activations=last, settings=settings)
+    np.testing.assert_allclose(found[last[0].tensor], profiled * kept, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("form", "kept"), [("hard", 1.0), ("saturate", 1.0), ("smooth", 1.2)])
+def test_only_a_smooth_gate_may_rise_above_the_maxima(
+    context: FitContext, monkeypatch: pytest.MonkeyPatch, form: str, kept: float
+) -> None:
+    monkeypatch.setattr(proact, "train_layer", training_that_asks_for(1.2))
+    found = fit(context, settings=replace(QUICK, form=form))
+    for activation in context.activations:
+        expected = maxima(context, activation, "hybrid") * np.float32(QUICK.slack * kept)
+        np.testing.assert_allclose(found[activation.tensor], expected, rtol=1e-6)
+
+
+def test_finished_layers_are_not_trained_again(
+    context: FitContext, trained: tuple[dict[str, FloatArray], Memory, Record]
+) -> None:
+    thresholds, memory, _ = trained
+    done = {name: thresholds[name] for name in memory.stored[:4]}
+    rest, record = Memory(done), Record()
+    found = fit(context, checkpoint=rest, reporter=record)
+    assert rest.stored == memory.stored[4:]
+    assert record.steps == record.total
+    for name, value in thresholds.items():
+        np.testing.assert_array_equal(found[name], value)
+
+
+def test_proact_trains_one_threshold_per_neuron_everywhere(context: FitContext) -> None:
+    settings = replace(QUICK, granularity="neuron", epochs_neuron=1)
+    found = fit(context, settings=settings)
+    for activation in context.activations:
+        assert found[activation.tensor].shape == maxima(context, activation, "neuron").shape
