@@ -1,0 +1,135 @@
+"""Options of a command put over ``proact.toml``."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from proact_onnx.data import Dataset, Part, load_dataset
+from proact_onnx.errors import DataError, SettingsError
+from proact_onnx.settings import Settings, read_settings
+
+Role = Literal["calibration", "test"]
+
+
+def gather(options: Mapping[str, Any], *tables: str) -> Settings:
+    """Read the settings file and put the options that were given over it.
+
+    Args:
+        options: By name, what the command received; an option that was not given is None.
+        *tables: Tables of ``proact.toml`` whose keys are options of the command by name.
+
+    Raises:
+        SettingsError: If the file or an option cannot be understood.
+    """
+    settings = read_settings(options["config"])
+    for table in tables:
+        keys = {field.name for field in dataclasses.fields(getattr(settings, table))}
+        given = {
+            name: _PARSERS[name](name, value) if name in _PARSERS else value
+            for name, value in options.items()
+            if name in keys and value is not None
+        }
+        settings = settings.override(table, given)
+    return settings
+
+
+def with_source(
+    settings: Settings, role: Role, images: Path | None, labels: Path | None, part: str | None
+) -> Settings:
+    """Put a source of images over that of the settings file.
+
+    Labels and part in the file belong to its own images, so they do not outlive these.
+
+    Raises:
+        SettingsError: If there is no such part.
+    """
+    if images is not None:
+        source: dict[str, Any] = {role: images, f"{role}_labels": None, f"{role}_part": None}
+        settings = dataclasses.replace(settings, data=dataclasses.replace(settings.data, **source))
+    return settings.override("data", {f"{role}_labels": labels, f"{role}_part": _part(part)})
+
+
+def load_source(settings: Settings, role: Role) -> Dataset | None:
+    """Read the images of a role; None where none are named.
+
+    Raises:
+        DataError: If they cannot be read.
+    """
+    data = settings.data
+    images: Path | None = getattr(data, role)
+    if images is None:
+        return None
+    labels, part = getattr(data, f"{role}_labels"), getattr(data, f"{role}_part")
+    return load_dataset(images, labels, part=part, size=settings.preprocessing.resize)
+
+
+def need_source(settings: Settings, role: Role) -> Dataset:
+    """Read the images of a role, which must be named.
+
+    Raises:
+        DataError: If none are named, or they cannot be read.
+    """
+    dataset = load_source(settings, role)
+    if dataset is None:
+        raise DataError(f"no images are given: name them with --data, or as data.{role} in a file")
+    return dataset
+
+
+def need_model(model: Path | None, settings: Settings) -> Path:
+    """Return the model to work on.
+
+    Raises:
+        SettingsError: If neither the command line nor the file names one.
+    """
+    path = model or settings.model
+    if path is None:
+        raise SettingsError("no model is given: name one, or set 'model' in proact.toml")
+    return path
+
+
+def _part(text: str | None) -> Part | None:
+    for part in get_args(Part):
+        if text == part:
+            chosen: Part = part
+            return chosen
+    if text is not None:
+        raise SettingsError(f"there is no part {text!r}: choose train or test")
+    return None
+
+
+def _numbers(name: str, given: str | list[str]) -> tuple[float, ...]:
+    text = given if isinstance(given, str) else ",".join(given)
+    try:
+        return tuple(float(item) for item in text.split(","))
+    except ValueError as error:
+        raise SettingsError(
+            f"--{name} {text!r} is not a list of numbers: separate them with commas"
+        ) from error
+
+
+def _words(name: str, text: str) -> tuple[str, ...]:
+    words = tuple(item.strip() for item in text.split(","))
+    if not all(words):
+        raise SettingsError(f"--{name} {text!r} has an empty entry: separate names with commas")
+    return words
+
+
+def _size(name: str, text: str) -> tuple[int, int]:
+    try:
+        height, width = (int(item) for item in text.lower().split("x"))
+    except ValueError as error:
+        raise SettingsError(
+            f"--{name} {text!r} is not a size: write HEIGHTxWIDTH, such as 32x32"
+        ) from error
+    return height, width
+
+
+_PARSERS: Mapping[str, Callable[[str, Any], Any]] = {
+    "ber": _numbers,
+    "layers": _words,
+    "mean": _numbers,
+    "resize": _size,
+    "std": _numbers,
+    "targets": _words,
+}

@@ -1,0 +1,209 @@
+"""The command ``harden``."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from proact_onnx.cli.gather import gather, load_source, need_model, need_source, with_source
+from proact_onnx.cli.options import (
+    DATA,
+    FILES,
+    BatchSize,
+    Config,
+    LayoutOption,
+    Mean,
+    ProviderOption,
+    Resize,
+    Scale,
+    Std,
+    Threads,
+    setting,
+)
+from proact_onnx.cli.terminal import err, interrupted, say, show, spell
+from proact_onnx.console import BarReporter
+from proact_onnx.settings import ThresholdScale
+
+_BOUNDS = "Bounds"
+_TRAINING = "Training (method proact)"
+
+
+def harden(
+    model: Annotated[
+        Path | None,
+        typer.Argument(help="The ONNX model, which is only read \\[model].", metavar="MODEL"),
+    ] = None,
+    method: Annotated[
+        str | None,
+        setting("harden.method", "How thresholds are found.", _BOUNDS, "proact|ranger"),
+    ] = None,
+    granularity: Annotated[
+        str | None,
+        setting(
+            "harden.granularity",
+            "What shares a threshold; hybrid: a threshold for each neuron of the last hidden "
+            "layer, one for each layer before.",
+            _BOUNDS,
+            "layer|channel|neuron|hybrid",
+        ),
+    ] = None,
+    form: Annotated[
+        str | None,
+        setting("harden.form", "How bounds are written.", _BOUNDS, "hard|smooth|saturate"),
+    ] = None,
+    slack: Annotated[
+        float | None, setting("harden.slack", "Factor on profiled maxima, at least 1.", _BOUNDS)
+    ] = None,
+    slope: Annotated[
+        float | None, setting("harden.slope", "k, the steepness of the smooth gate.", _BOUNDS)
+    ] = None,
+    slope_scale: Annotated[
+        ThresholdScale | None,
+        setting("harden.slope_scale", "Whether k is divided by the threshold.", _BOUNDS),
+    ] = None,
+    data: Annotated[
+        Path | None,
+        setting("data.calibration", "Images to profile and train on: a file or a folder.", DATA),
+    ] = None,
+    labels: Annotated[
+        Path | None, setting("data.calibration_labels", "Labels, where these hold none.", DATA)
+    ] = None,
+    part: Annotated[
+        str | None,
+        setting("data.calibration_part", "Which part, where these hold both.", DATA, "train|test"),
+    ] = None,
+    test_data: Annotated[
+        Path | None,
+        setting("data.test", "Images to report accuracy on; else a part of --data.", DATA),
+    ] = None,
+    test_labels: Annotated[
+        Path | None, setting("data.test_labels", "Their labels, where they hold none.", DATA)
+    ] = None,
+    test_part: Annotated[
+        str | None,
+        setting("data.test_part", "Which part, where they hold both.", DATA, "train|test"),
+    ] = None,
+    calibration_images: Annotated[
+        int | None,
+        setting("harden.calibration_images", "Images to profile and train on, at most.", DATA),
+    ] = None,
+    accept_images: Annotated[
+        int | None,
+        setting(
+            "harden.accept_images",
+            "Other images that decide whether trained thresholds are kept, at most.",
+            DATA,
+        ),
+    ] = None,
+    max_accuracy_drop: Annotated[
+        float | None,
+        setting(
+            "harden.max_accuracy_drop",
+            "Percentage points of accuracy that training may cost.",
+            _TRAINING,
+        ),
+    ] = None,
+    epochs: Annotated[
+        int | None,
+        setting("harden.epochs", "Epochs for thresholds of layers and channels.", _TRAINING),
+    ] = None,
+    epochs_neuron: Annotated[
+        int | None,
+        setting("harden.epochs_neuron", "Epochs for thresholds of neurons.", _TRAINING),
+    ] = None,
+    train_batch: Annotated[
+        int | None, setting("harden.train_batch", "Images per training step.", _TRAINING)
+    ] = None,
+    learning_rate: Annotated[
+        float | None, setting("harden.learning_rate", "Adam's, at the start.", _TRAINING)
+    ] = None,
+    halve_every: Annotated[
+        int | None,
+        setting("harden.halve_every", "Epochs until the learning rate is halved.", _TRAINING),
+    ] = None,
+    step: Annotated[
+        ThresholdScale | None,
+        setting(
+            "harden.step", "Whether thresholds move relative to their profiled value.", _TRAINING
+        ),
+    ] = None,
+    temperature: Annotated[
+        float | None, setting("harden.temperature", "T of the distillation.", _TRAINING)
+    ] = None,
+    regularisation: Annotated[
+        float | None,
+        setting("harden.regularisation", "gamma, the weight of small thresholds.", _TRAINING),
+    ] = None,
+    patience: Annotated[
+        int | None,
+        setting("harden.patience", "Epochs without a lower loss that end a layer.", _TRAINING),
+    ] = None,
+    seed: Annotated[
+        int | None,
+        setting("harden.seed", "Decides which images go where, and in what order.", _TRAINING),
+    ] = None,
+    layout: LayoutOption = None,
+    scale: Scale = None,
+    mean: Mean = None,
+    std: Std = None,
+    resize: Resize = None,
+    provider: ProviderOption = None,
+    threads: Threads = None,
+    batch_size: BatchSize = None,
+    output: Annotated[
+        Path | None,
+        setting(
+            "output.hardened", "Where to write; by default MODEL.hardened.onnx beside it.", FILES
+        ),
+    ] = None,
+    config: Config = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace an output that exists.", rich_help_panel=FILES)
+    ] = False,
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", help="Go on where a run was interrupted.", rich_help_panel=FILES),
+    ] = False,
+) -> None:
+    """Write a hardened copy of a model, and compare clean accuracy before and after."""
+    from proact_onnx.harden import checkpoint_path, hardened_path
+    from proact_onnx.harden import harden as run
+    from proact_onnx.report import threshold_table
+
+    settings = gather(locals(), "harden", "preprocessing", "runtime")
+    settings = with_source(settings, "calibration", data, labels, part)
+    settings = with_source(settings, "test", test_data, test_labels, test_part)
+    settings = settings.override("output", {"hardened": output})
+    path = need_model(model, settings)
+    target = settings.output.hardened or hardened_path(path)
+    try:
+        with BarReporter(err) as reporter:
+            report = run(
+                path,
+                need_source(settings, "calibration"),
+                target,
+                test=load_source(settings, "test"),
+                settings=settings.harden,
+                preprocessing=settings.preprocessing,
+                runtime=settings.runtime,
+                reporter=reporter,
+                force=force,
+                resume=resume,
+            )
+    except KeyboardInterrupt:
+        if checkpoint_path(target).exists():
+            interrupted("finished layers are kept; run the same command with --resume to go on")
+        interrupted("no layer was finished yet, so nothing is kept; run the same command again")
+    show(threshold_table(report.activations, report.thresholds))
+    if report.raised_opset is not None:
+        say(f"opset raised to {report.raised_opset}, which the bounds need")
+    against = "" if report.labelled else ", against the original model, as no labels are given"
+    say(
+        f"clean accuracy: {report.accuracy_before:.2%} before, {report.accuracy_after:.2%} after "
+        f"({report.test_images:,} test images{against})"
+    )
+    say(
+        f"memory overhead: {report.memory_overhead:.3g} % of the parameters "
+        f"({report.thresholds.count:,} thresholds)"
+    )
+    say(f"hardened in {report.seconds:.1f} s: {spell(report.output)}")

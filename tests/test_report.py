@@ -1,0 +1,235 @@
+"""Tables and figures: every number is there, within 100 columns, and figures are files."""
+
+import io
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib import image
+from rich.console import Console, RenderableType
+
+from proact_onnx.activations import Activation
+from proact_onnx.campaign import BerSummary, CampaignResult, Estimate
+from proact_onnx.cli.terminal import show
+from proact_onnx.errors import OutputError
+from proact_onnx.faults import Kind, Parameter
+from proact_onnx.report import (
+    activation_table,
+    campaign_table,
+    check_figure,
+    clipping_table,
+    comparison_table,
+    cost_table,
+    parameter_table,
+    plot_accuracy,
+    threshold_table,
+)
+from proact_onnx.thresholds import Thresholds
+from proact_onnx.verify import ClippedLayer
+
+LONG = "/features/stage.3/block.12/convolutions/convolutions.2/activation/branch.1/Relu_output_0"
+
+
+def render(table: RenderableType, width: int = 100) -> str:
+    stream = io.StringIO()
+    Console(file=stream, width=width).print(table)
+    text = stream.getvalue()
+    assert max(map(len, text.splitlines())) <= width
+    assert "…" not in text
+    return text
+
+
+def cells(text: str) -> list[str]:
+    return re.split(r"\s+", text)
+
+
+def result(
+    model: str, mean: float = 1.0, rates: tuple[float, ...] = (1e-7, 3e-6)
+) -> CampaignResult:
+    """A campaign with the longest numbers there can be."""
+    summaries = tuple(
+        BerSummary(
+            ber=rate,
+            trials=12_345,
+            flips=2.6491e4 * (place + 1),
+            accuracy=Estimate(mean - place / 10, mean - 0.2, mean),
+            drop=Estimate(0.1234, 0.1, 0.2),
+            sdc=Estimate(0.2345, 0.2, 0.3),
+            nonfinite=Estimate(0.3456, 0.3, 0.4),
+            percentile5=0.4567,
+            worst=0.0567,
+        )
+        for place, rate in enumerate(rates)
+    )
+    return CampaignResult(
+        model=model,
+        golden_accuracy=mean,
+        float_accuracy=mean,
+        images=697,
+        bits=2_649_152,
+        saturated=0,
+        memory_overhead=0.12418,
+        labelled=True,
+        summaries=summaries,
+    )
+
+
+def activation(name: str, shape: tuple[int | None, ...], last: bool = False) -> Activation:
+    return Activation(name=name, tensor=f"{name}.t", op="Relu", shape=shape, is_last=last)
+
+
+def test_activations_with_the_thresholds_they_need() -> None:
+    text = render(
+        activation_table(
+            [
+                activation(LONG, (64, 32, 32)),
+                activation("open", (None, 7)),
+                activation("last", (96,), last=True),
+            ],
+            "activations",
+        )
+    )
+    first, rest = text.split(" 2 ", 1)
+    assert {"64x32x32", "65,536", "1"} <= set(cells(first))
+    assert LONG in re.sub(r"\s+", "", re.sub(r"Relu\s+64x32x32.*", "", first))
+    assert {"?x7", "?"} <= set(cells(rest))
+    assert "96 (last)" in rest
+    assert rest.rstrip().endswith("96      96")
+
+
+def test_costs() -> None:
+    text = render(cost_table([("layer", 1_234_567, 0.0085219), ("neuron", None, None)]))
+    assert {"1,234,567", "0.00852", "?"} <= set(cells(text))
+
+
+def test_thresholds_as_the_range_of_their_values() -> None:
+    values = np.array([0.5, 4.25, 1.125, 3.0], np.float32)
+    text = render(threshold_table([activation(LONG, (4,))], Thresholds({f"{LONG}.t": values})))
+    assert {"4", "0.5", "2.062", "4.25"} <= set(cells(text))
+
+
+def test_parameters_by_the_names_that_patterns_match() -> None:
+    parameter = Parameter("block.weight", Kind.WEIGHT, (64, 3, 3, 3), LONG)
+    text = render(parameter_table([parameter]))
+    assert {"block.weight", "weight", "1,728"} <= set(cells(text))
+
+
+def test_one_campaign() -> None:
+    text = render(campaign_table(result("digits.onnx"), 0.99))
+    assert "digits.onnx under faults" in text
+    assert "99% interval" in text
+    [first, second] = [line for line in text.splitlines() if "12,345" in line]
+    assert cells(first.strip()) == [
+        "1e-7",
+        "12,345",
+        "2.649e+04",
+        "100.00",
+        "[80.00,",
+        "100.00]",
+        "12.34",
+        "23.45",
+        "34.56",
+        "45.67",
+        "5.67",
+    ]
+    assert cells(second.strip())[:4] == ["3e-6", "12,345", "5.298e+04", "90.00"]
+
+
+@pytest.mark.parametrize("width", [20, 40, 60, 80, 100])
+def test_a_narrow_terminal_loses_no_figures(
+    width: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    show(campaign_table(result("digits.onnx"), 0.95))
+    show(threshold_table([activation(LONG, ())], Thresholds({f"{LONG}.t": np.float32([1.125])})))
+    text = capsys.readouterr().out
+    [row] = [line for line in text.splitlines() if "1e-7" in line]
+    assert cells(row.strip())[-5:] == ["12.34", "23.45", "34.56", "45.67", "5.67"]
+    assert text.count("1.125") == 3
+    assert "…" not in text
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 6])
+def test_models_side_by_side(count: int) -> None:
+    names = ["digits.onnx", "digits.hardened.onnx", "resnet20_with_a_very_long_name_op17.onnx"]
+    names += [f"model{number}.onnx" for number in range(3)]
+    results = [result(name, 1 - place / 100) for place, name in enumerate(names[:count])]
+    text = render(comparison_table(results, 0.95))
+    assert "accuracy in %, mean and 95% interval" in text
+    found = cells(text)
+    for place in range(count):
+        mean, low = 100 - place, 80 - place
+        # No faults, and the mean and upper end at each rate.
+        assert found.count(f"{mean}.00") >= 2
+        assert found.count(f"[{low}.00,") == 2
+        assert found.count(f"{mean}.00]") == 2
+        assert f"{mean - 10}.00" in found
+    assert found.count("0.124") == count
+    assert {"1e-7", "3e-6"} <= set(found)
+    for name in names[:count]:
+        assert any(piece and name.startswith(piece) for piece in found)
+
+
+def test_model_names_are_not_read_as_markup() -> None:
+    assert "[bold]x.onnx under faults" in render(campaign_table(result("[bold]x.onnx"), 0.95))
+    assert "[bold]x.onnx" in render(comparison_table([result("[bold]x.onnx")] * 2, 0.95))
+    assert "[red]relu" in render(activation_table([activation("[red]relu", (1,))], "title"))
+
+
+def test_clipped_layers() -> None:
+    layers = [
+        ClippedLayer(LONG, np.arange(1000, 1007), 1234),
+        ClippedLayer("short", np.array([3]), 1),
+    ]
+    text = render(clipping_table(layers))
+    assert "1000, 1001, 1002, 1003, 1004, ..." in text
+    assert {"7", "1,234", "short", "3"} <= set(cells(text))
+
+
+@pytest.mark.parametrize("suffix", ["png", "svg", "pdf", "PNG"])
+def test_figures_are_written_in_the_format_of_their_name(suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"figure.{suffix}"
+    results = [result(f"model{number}.onnx", 1 - number / 10) for number in range(8)]
+    plot_accuracy(results, path, 0.95)
+    assert [found.name for found in tmp_path.iterdir()] == [path.name]
+    content = path.read_bytes()
+    if suffix == "svg":
+        text = content.decode()
+        assert "<svg" in text
+    else:
+        assert content.startswith({"png": b"\x89PNG", "pdf": b"%PDF"}[suffix.lower()])
+
+
+def test_a_figure_shows_the_lines_where_they_belong(tmp_path: Path) -> None:
+    """The line of a perfect model runs along the top, that of a spoiled one at mid height."""
+    path = tmp_path / "figure.png"
+    plot_accuracy([result("one.onnx", 1.0, (1e-6,)), result("two.onnx", 0.5, (1e-6,))], path, 0.95)
+    pixels = image.imread(path)[..., :3]
+    blue = np.array([0x00, 0x72, 0xB2]) / 255
+    rows = np.flatnonzero((np.abs(pixels - blue).max(axis=2) < 0.02).any(axis=1)) / len(pixels)
+    marker = rows[rows < 0.7]
+    assert 0.4 < marker.mean() < 0.55
+
+
+def test_a_campaign_without_faults_can_be_plotted(tmp_path: Path) -> None:
+    plot_accuracy([result("one.onnx", 1.0, (0.0,))], tmp_path / "figure.png", 0.95)
+    assert (tmp_path / "figure.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize("name", ["figure.gif", "figure", "figure.png.txt"])
+def test_other_formats_are_refused(name: str, tmp_path: Path) -> None:
+    message = (
+        rf"cannot write the figure .*{name}: choose a name that ends in \.png, \.svg or \.pdf$"
+    )
+    with pytest.raises(OutputError, match=message):
+        check_figure(tmp_path / name)
+    with pytest.raises(OutputError, match=message):
+        plot_accuracy([result("one.onnx")], tmp_path / name, 0.95)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_figure_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "missing" / "figure.png"
+    with pytest.raises(OutputError, match=r"cannot write the figure .*figure\.png: No such file"):
+        plot_accuracy([result("one.onnx")], path, 0.95)
