@@ -13,18 +13,17 @@ import numpy as np
 
 from proact_onnx.activations import Activation, find_activations
 from proact_onnx.checkpoint import FileCheckpoint
-from proact_onnx.data import Dataset, Preprocessing, check_labels, prepare, split_disjoint
+from proact_onnx.data import Dataset, Preprocessing, split_disjoint
 from proact_onnx.engine import (
     Provider,
     Session,
-    chance_warning,
     observed_shapes,
     profile_activations,
-    top1,
 )
 from proact_onnx.errors import ModelError, SettingsError
 from proact_onnx.faults import Kind, fault_space
-from proact_onnx.methods import METHODS, FitContext, LabelledBatch
+from proact_onnx.fidelity import Fidelity, compare, guessing, label_batch
+from proact_onnx.methods import METHODS, FitContext
 from proact_onnx.model import (
     check_writable,
     load_model,
@@ -51,8 +50,7 @@ class HardenReport:
         activations: The activations hardened, in topological order.
         thresholds: Their thresholds.
         memory_overhead: Per cent of the original model's parameters (Eq. 6).
-        accuracy_before: Accuracy of the original model on the test images.
-        accuracy_after: Accuracy of the hardened model on the same images.
+        fidelity: Both models compared on the test images.
         test_images: How many these are.
         labelled: Whether they have labels; otherwise the original model's classes stand in.
         raised_opset: The opset the file was converted to, if its own was too low for the form.
@@ -64,8 +62,7 @@ class HardenReport:
     activations: tuple[Activation, ...]
     thresholds: Thresholds
     memory_overhead: float
-    accuracy_before: float
-    accuracy_after: float
+    fidelity: Fidelity
     test_images: int
     labelled: bool
     raised_opset: int | None
@@ -149,10 +146,8 @@ def harden(
     calibrate, accept, report = (
         label_batch(part, original, preprocessing) for part in (fit_set, accept_set, test_set)
     )
-    scores = original.run(report.images)
-    accuracy_before = float(top1(scores).correct(report.labels).mean())
-    warning = chance_warning(accuracy_before, int(np.prod(scores.shape[1:])), len(scores))
-    if warning is not None and test_set.labels is not None:
+    warning = guessing(original, report) if test_set.labels is not None else None
+    if warning is not None:
         reporter.notice(warning)
 
     reporter.begin("profiling", len(calibrate.images))
@@ -194,8 +189,7 @@ def harden(
         relative_slope=settings.slope_scale is ThresholdScale.RELATIVE,
     )
     set_provenance(inserted.model, _provenance(digests, settings, thresholds))
-    hardened = Session(inserted.model, *provider)
-    after = top1(hardened.run(report.images))
+    fidelity = compare(original, Session(inserted.model, *provider), report)
     save_model(inserted.model, output, inputs=(model,))
     checkpoint.remove()
     return HardenReport(
@@ -203,8 +197,7 @@ def harden(
         activations=tuple(activations),
         thresholds=thresholds,
         memory_overhead=memory_overhead(thresholds.count, parameters),
-        accuracy_before=accuracy_before,
-        accuracy_after=float(after.correct(report.labels).mean()),
+        fidelity=fidelity,
         test_images=len(report.images),
         labelled=test_set.labels is not None,
         raised_opset=inserted.raised_opset,
@@ -240,16 +233,6 @@ def split_roles(
     sizes[0] = max(1, min(sizes[0], len(calibration) - sum(sizes[1:])))
     fit_set, accept_set, *rest = split_disjoint(calibration, sizes, settings.seed)
     return fit_set, accept_set, test if test is not None else rest[0]
-
-
-def label_batch(data: Dataset, model: Session, preprocessing: Preprocessing) -> LabelledBatch:
-    """Preprocess images, and label them by the model itself where they have no labels."""
-    images = prepare(data.images, preprocessing, model.input.shape, model.input.dtype)
-    probe = model.run(images[:1])
-    top1(probe)
-    check_labels(data, int(np.prod(probe.shape[1:])))
-    labels = data.labels if data.labels is not None else top1(model.run(images)).classes
-    return LabelledBatch(images, labels)
 
 
 def _choose(what: str, name: str, known: Mapping[str, Any] | list[Any]) -> str:

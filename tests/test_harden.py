@@ -118,11 +118,13 @@ def test_digits(
 
     assert report.labelled
     assert report.test_images == 697
-    assert report.accuracy_before == pytest.approx(
+    assert report.fidelity.accuracy_before == pytest.approx(
         accuracy(digits_dir / "digits.onnx", test_set), abs=1e-9
     )
-    assert report.accuracy_after == pytest.approx(accuracy(report.output, test_set), abs=1e-9)
-    assert report.accuracy_before - report.accuracy_after < 0.02
+    assert report.fidelity.accuracy_after == pytest.approx(
+        accuracy(report.output, test_set), abs=1e-9
+    )
+    assert report.fidelity.accuracy_before - report.fidelity.accuracy_after < 0.02
     assert report.seconds > 0
 
     recorded = provenance(hardened)
@@ -163,7 +165,7 @@ def test_metadata_stays(digits_dir: Path, calibration: Dataset, tmp_path: Path) 
 def test_without_test_images_some_are_kept_apart(digits: Harden) -> None:
     report = digits(test=None)
     assert report.test_images == RANGER.accept_images
-    assert report.accuracy_after > 0.9
+    assert report.fidelity.accuracy_after > 0.9
 
 
 def test_roles_are_disjoint(calibration: Dataset, test_set: Dataset) -> None:
@@ -189,9 +191,9 @@ def test_without_labels_the_models_own_classes_stand_in(
     unlabelled = Dataset(test_set.images, None, "images only")
     report = digits(test=unlabelled)
     assert not report.labelled
-    assert report.accuracy_before == 1.0
+    assert report.fidelity.accuracy_before == 1.0
     one, other = (classes(p, test_set) for p in (digits_dir / "digits.onnx", report.output))
-    assert report.accuracy_after == pytest.approx((one == other).mean(), abs=1e-9)
+    assert report.fidelity.accuracy_after == pytest.approx((one == other).mean(), abs=1e-9)
 
 
 def test_proact_trains_without_labels(
@@ -203,8 +205,8 @@ def test_proact_trains_without_labels(
         digits_dir / "digits.onnx", unlabelled, tmp_path / "o.onnx",
         settings=quick, preprocessing=PIXELS,
     )  # fmt: skip
-    assert report.accuracy_before == 1.0
-    assert report.accuracy_after > 0.95
+    assert report.fidelity.accuracy_before == 1.0
+    assert report.fidelity.accuracy_after > 0.95
 
 
 def test_guessing_is_noticed(digits: Harden) -> None:
@@ -408,24 +410,16 @@ def test_runtimes_agree_on_every_form(
     np.testing.assert_allclose(reference, plain, rtol=1e-4, atol=1e-4)
 
 
-NO_CLASSIFIER = r"first output has shape \[.*\], which is not a vector of class scores per image"
 NO_ACTIVATION = "has no activation that can be hardened"
 ONE_INPUT = "the model must have one input to feed images to, and has:"
 # What hardening says of the third-party graphs it cannot work on.
 REFUSED = {
     "espcn_brevitas_quant": "ONNX Runtime cannot run the model: ",
-    "fastestdet": NO_CLASSIFIER,
     "grey96_cnn_int8": NO_ACTIVATION,
-    "meet_segm_tf2onnx19": NO_CLASSIFIER,
     "mnist_leaky_relu": NO_ACTIVATION,
-    "mtcnn_pnet": NO_CLASSIFIER,
-    "residual_block_opset19": NO_CLASSIFIER,
-    "retinaface_mbnet025": NO_CLASSIFIER,
     "shufflenet_v2_int8_qoperator": NO_ACTIVATION,
     "silero_vad_16k_op15": ONE_INPUT,
-    "super_resolution_pt12": NO_CLASSIFIER,
     "superres_prepost_ortext_opset16": "ONNX Runtime cannot run the model: ",
-    "ultraface_rfb320": NO_CLASSIFIER,
 }
 HEAVY = {"light_bvlc_alexnet", "light_vgg19", "light_zfnet512"}
 
@@ -456,7 +450,51 @@ def test_third_party_graph(request: pytest.FixtureRequest, tmp_path: Path, name:
     )
     assert report.raised_opset == expected.raised_opset
     assert len(report.refusals) == expected.unfolded
-    assert report.accuracy_after == 1.0
+    assert report.fidelity.accuracy_after in (1.0, None)
+    assert report.fidelity.output_change < 1e-4
     images = {image_input(model).name: image}
     for before, after in zip(run(model, images), run(onnx.load(output), images), strict=True):
         np.testing.assert_allclose(after, before, rtol=0, atol=1e-4 * np.abs(before).max())
+
+
+@pytest.fixture
+def upscaler(tmp_path: Path) -> Path:
+    """A network whose output is an image."""
+    model = onnx.parser.parse_model("""
+        <ir_version: 8, opset_import: ["": 17]>
+        net (float[N, 1, 8, 8] x) => (float[N, 1, 8, 8] y)
+        <float[1, 1, 1, 1] w = {2}, float[1] b = {-1}>
+        { c = Conv(x, w, b)  y = Relu(c) }
+    """)
+    path = tmp_path / "upscaler.onnx"
+    onnx.save(model, path)
+    return path
+
+
+def test_a_model_that_is_no_classifier_is_judged_by_its_outputs(
+    upscaler: Path, tmp_path: Path
+) -> None:
+    rng = np.random.default_rng(0)
+    calibration = rng.random((40, 1, 8, 8), np.float32)
+    images = calibration[:10] * np.float32(1.2)
+    report = harden(
+        upscaler,
+        Dataset(calibration, None, "noise"),
+        tmp_path / "out.onnx",
+        test=Dataset(images, None, "brighter noise"),
+        settings=dataclasses.replace(RANGER, granularity="layer"),
+    )
+    before = np.maximum(2 * images - 1, 0).reshape(10, -1)
+    after = np.where(before <= report.thresholds.values["y"], before, 0)
+    change = np.linalg.norm(after - before, axis=1) / np.linalg.norm(before, axis=1)
+    assert change.mean() > 0.1
+    assert report.fidelity.output_change == pytest.approx(change.mean(), rel=1e-5)
+    assert report.fidelity.accuracy_before is None
+    assert report.fidelity.accuracy_after is None
+
+
+def test_distillation_needs_class_scores(upscaler: Path, tmp_path: Path) -> None:
+    images = Dataset(np.random.default_rng(0).random((40, 1, 8, 8), np.float32), None, "noise")
+    with pytest.raises(ModelError, match="not a vector of these: use --method ranger"):
+        harden(upscaler, images, tmp_path / "out.onnx")
+    assert list(tmp_path.iterdir()) == [upscaler]

@@ -197,11 +197,18 @@ def harden(
     show(threshold_table(report.activations, report.thresholds))
     if report.raised_opset is not None:
         say(f"opset raised to {report.raised_opset}, which the bounds need")
-    against = "" if report.labelled else ", against the original model, as no labels are given"
-    say(
-        f"clean accuracy: {report.accuracy_before:.2%} before, {report.accuracy_after:.2%} after "
-        f"({report.test_images:,} test images{against})"
-    )
+    fidelity = report.fidelity
+    if fidelity.accuracy_before is not None and fidelity.accuracy_after is not None:
+        against = "" if report.labelled else ", against the original model, as no labels are given"
+        say(
+            f"clean accuracy: {fidelity.accuracy_before:.2%} before, "
+            f"{fidelity.accuracy_after:.2%} after ({report.test_images:,} test images{against})"
+        )
+    else:
+        say(
+            f"clean outputs change by {fidelity.output_change:.2g} of their length on average "
+            f"({report.test_images:,} test images; the model is no classifier)"
+        )
     say(
         f"memory overhead: {report.memory_overhead:.3g} % of the parameters "
         f"({report.thresholds.count:,} thresholds)"

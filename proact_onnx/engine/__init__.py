@@ -1,6 +1,6 @@
 """Running models in ONNX Runtime: sessions, fault engines, profiles and what outputs mean."""
 
-from proact_onnx.engine.metrics import Predictions, chance_warning, top1
+from proact_onnx.engine.metrics import Predictions, chance_warning, is_classifier, top1
 from proact_onnx.engine.profile import ActivationProfile, observed_shapes, profile_activations
 from proact_onnx.engine.select import ChosenEngine, FaultEngine, choose_engine
 from proact_onnx.engine.session import Provider, Session, runtime_version
@@ -14,6 +14,7 @@ __all__ = [
     "Session",
     "chance_warning",
     "choose_engine",
+    "is_classifier",
     "observed_shapes",
     "profile_activations",
     "runtime_version",

@@ -1,5 +1,6 @@
 """What an output means: predictions, and whether they can be trusted."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,6 +44,11 @@ class Predictions:
         return Predictions(self.classes[indices], self.finite[indices])
 
 
+def is_classifier(scores: npt.NDArray[Any]) -> bool:
+    """Tell whether an output is one vector of at least two class scores per image."""
+    return scores.ndim > 1 and 2 <= max(scores.shape[1:]) == math.prod(scores.shape[1:])
+
+
 def top1(scores: npt.NDArray[Any]) -> Predictions:
     """Read class scores.
 
@@ -52,12 +58,12 @@ def top1(scores: npt.NDArray[Any]) -> Predictions:
     Raises:
         ModelError: If the output is not one vector of class scores per image.
     """
-    flat = scores.reshape(len(scores), -1) if scores.ndim > 1 else scores
-    if flat.ndim != 2 or flat.shape[1] != max(scores.shape[1:]) or flat.shape[1] < 2:
+    if not is_classifier(scores):
         raise ModelError(
             f"the model's first output has shape {list(scores.shape)}, which is not a vector of "
             "class scores per image: only classifiers can be measured"
         )
+    flat = scores.reshape(len(scores), -1)
     finite = np.isfinite(flat).all(axis=1)
     return Predictions(np.where(finite[:, None], flat, 0).argmax(axis=1), finite)
 

@@ -21,11 +21,12 @@ class LabelledBatch:
 
     Attributes:
         images: ``[N, ...]``.
-        labels: int64 ``[N]``; the unprotected model's top-1 where none were given.
+        labels: int64 ``[N]``; the unprotected model's top-1 where none were given, and None
+            where the model is no classifier.
     """
 
     images: npt.NDArray[Any]
-    labels: npt.NDArray[np.int64]
+    labels: npt.NDArray[np.int64] | None
 
 
 class Checkpoint(Protocol):

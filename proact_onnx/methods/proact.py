@@ -26,7 +26,8 @@ import torch
 from torch import Tensor
 
 from proact_onnx.activations import Activation
-from proact_onnx.methods.base import FitContext, profiled_thresholds
+from proact_onnx.errors import ModelError
+from proact_onnx.methods.base import FitContext, LabelledBatch, profiled_thresholds
 from proact_onnx.mirror.student import Student, SuffixInputs
 from proact_onnx.mirror.train import train_layer
 from proact_onnx.rewrite import Form
@@ -42,10 +43,8 @@ def fit(context: FitContext) -> Thresholds:
     if context.threads:
         torch.set_num_threads(context.threads)
     thresholds = profiled_thresholds(context)
-    images = torch.from_numpy(context.calibration.images)
-    labels = torch.from_numpy(context.calibration.labels)
-    accept_images = torch.from_numpy(context.accept.images)
-    accept_labels = torch.from_numpy(context.accept.labels)
+    images, labels = _tensors(context.calibration)
+    accept_images, accept_labels = _tensors(context.accept)
     student = Student(context.model, images, settings.train_batch)
     teacher = student.predict(images)
     baseline = _accuracy(student.predict(accept_images), accept_labels)
@@ -99,6 +98,15 @@ def fit(context: FitContext) -> Thresholds:
         student.bound(tensor, thresholds[tensor])
         context.checkpoint.store(tensor, thresholds[tensor])
     return Thresholds({a.tensor: thresholds[a.tensor] for a in context.activations})
+
+
+def _tensors(batch: LabelledBatch) -> tuple[Tensor, Tensor]:
+    if batch.labels is None:
+        raise ModelError(
+            "method proact distils class scores, and the model's first output is not a vector of "
+            "these: use --method ranger"
+        )
+    return torch.from_numpy(batch.images), torch.from_numpy(batch.labels)
 
 
 def _epochs(context: FitContext, threshold: FloatArray) -> int:
