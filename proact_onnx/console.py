@@ -54,3 +54,9 @@ class BarReporter:
     def notice(self, text: str) -> None:
         """Print a sentence above the bars."""
         self._console.print(escape(text), soft_wrap=not self._console.is_terminal)
+
+    def warn(self, text: str) -> None:
+        """Print a sentence above the bars that stands out."""
+        self._console.print(
+            f"[bold yellow]warning:[/] {escape(text)}", soft_wrap=not self._console.is_terminal
+        )

@@ -32,7 +32,7 @@ from proact_onnx.model import (
     save_model,
     set_provenance,
 )
-from proact_onnx.progress import Reporter, Silent
+from proact_onnx.progress import LogReporter, Reporter
 from proact_onnx.rewrite import Form, Refusal, insert
 from proact_onnx.rewrite import prepare as prepare_model
 from proact_onnx.settings import HardenSettings, RuntimeSettings, ThresholdScale
@@ -111,7 +111,7 @@ def harden(
     settings = settings or HardenSettings()
     preprocessing = preprocessing or Preprocessing()
     runtime = runtime or RuntimeSettings()
-    reporter = reporter or Silent()
+    reporter = reporter or LogReporter()
     output = output or hardened_path(model)
     method = METHODS[_choose("method", settings.method, METHODS)]
     _choose("granularity", settings.granularity, list(Granularity))
@@ -148,7 +148,7 @@ def harden(
     )
     warning = guessing(original, report) if test_set.labels is not None else None
     if warning is not None:
-        reporter.notice(warning)
+        reporter.warn(warning)
 
     reporter.begin("profiling", len(calibrate.images))
     seen = 0

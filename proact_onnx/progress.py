@@ -1,6 +1,9 @@
 """How long work tells the outside that it moves on; the command line draws it."""
 
+import logging
 from typing import Protocol
+
+_LOG = logging.getLogger("proact_onnx")
 
 
 class Reporter(Protocol):
@@ -13,11 +16,17 @@ class Reporter(Protocol):
         """Count finished steps of the current task."""
 
     def notice(self, text: str) -> None:
-        """Pass on one sentence the user should see."""
+        """Pass on one sentence the user may want to know."""
+
+    def warn(self, text: str) -> None:
+        """Pass on one sentence the user must not miss."""
 
 
-class Silent:
-    """Reports nothing."""
+class LogReporter:
+    """Draws nothing; notices and warnings go to the log ``proact_onnx``.
+
+    Python shows warnings on standard error unless a program sets up logging otherwise.
+    """
 
     def begin(self, task: str, total: int) -> None:
         """Do nothing."""
@@ -26,4 +35,9 @@ class Silent:
         """Do nothing."""
 
     def notice(self, text: str) -> None:
-        """Do nothing."""
+        """Log at level INFO."""
+        _LOG.info(text)
+
+    def warn(self, text: str) -> None:
+        """Log at level WARNING."""
+        _LOG.warning(text)

@@ -14,7 +14,7 @@ from proact_onnx.data import Dataset, Preprocessing, check_labels, prepare
 from proact_onnx.engine import Predictions, Provider, Session, top1
 from proact_onnx.errors import ModelError
 from proact_onnx.model import THRESHOLD_SUFFIX, is_threshold, load_model
-from proact_onnx.progress import Reporter, Silent
+from proact_onnx.progress import LogReporter, Reporter
 from proact_onnx.rewrite import expose
 from proact_onnx.settings import RuntimeSettings
 
@@ -90,7 +90,7 @@ def verify(
         DataError: If images or labels do not fit.
     """
     runtime = runtime or RuntimeSettings()
-    reporter = reporter or Silent()
+    reporter = reporter or LogReporter()
     arguments = (Provider(runtime.provider), runtime.threads, runtime.batch_size)
     before, after = load_model(original), load_model(hardened)
     bounds = _bounds(after, hardened)

@@ -220,10 +220,10 @@ import sys, time
 from pathlib import Path
 from proact_onnx.campaign import Campaign
 from proact_onnx.data import load_dataset
-from proact_onnx.progress import Silent
+from proact_onnx.progress import LogReporter
 from proact_onnx.settings import InjectSettings, RuntimeSettings
 
-class Slow(Silent):
+class Slow(LogReporter):
     def advance(self, steps=1):
         time.sleep(0.003)
 
@@ -400,6 +400,9 @@ class Listener:
         self.steps.append(steps)
 
     def notice(self, text: str) -> None:
+        self.notices.append(text)
+
+    def warn(self, text: str) -> None:
         self.notices.append(text)
 
 

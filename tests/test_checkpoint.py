@@ -15,7 +15,7 @@ from proact_onnx.checkpoint import FileCheckpoint
 from proact_onnx.data import Dataset, Preprocessing, load_dataset
 from proact_onnx.errors import OutputError, SettingsError
 from proact_onnx.harden import HardenReport, harden
-from proact_onnx.progress import Silent
+from proact_onnx.progress import LogReporter
 from proact_onnx.settings import HardenSettings
 
 IDENTITY = {"model": "ab", "settings": {"seed": 0, "slack": 1.01}}
@@ -132,7 +132,7 @@ QUICK = HardenSettings(
 )
 
 
-class Interrupt(Silent):
+class Interrupt(LogReporter):
     """Stops a run as Ctrl-C does, after some epochs."""
 
     def __init__(self, epochs: int) -> None:
@@ -200,10 +200,10 @@ from pathlib import Path
 sys.path.insert(0, {str(Path(__file__).parents[1])!r})
 from proact_onnx.data import Preprocessing, load_dataset
 from proact_onnx.harden import harden
-from proact_onnx.progress import Silent
+from proact_onnx.progress import LogReporter
 from proact_onnx.settings import HardenSettings
 
-class Killer(Silent):
+class Killer(LogReporter):
     left = 7
     training = False
     def begin(self, task, total):

@@ -15,7 +15,7 @@ from proact_onnx.data import Dataset, Preprocessing, load_dataset
 from proact_onnx.errors import DataError, ModelError, OutputError, SettingsError
 from proact_onnx.harden import HardenReport, harden, hardened_path, split_roles
 from proact_onnx.model import image_input, load_model, model_digest, provenance
-from proact_onnx.progress import Silent
+from proact_onnx.progress import LogReporter
 from proact_onnx.rewrite import threshold_name
 from proact_onnx.settings import HardenSettings
 from tests.numerics import operators, parse, random_feed, run, run_reference
@@ -28,7 +28,7 @@ PROACT = HardenSettings(
 )
 
 
-class Record(Silent):
+class Record(LogReporter):
     def __init__(self) -> None:
         self.notices: list[str] = []
         self.tasks: dict[str, list[int]] = {}
@@ -40,6 +40,9 @@ class Record(Silent):
         next(reversed(self.tasks.values()))[1] += steps
 
     def notice(self, text: str) -> None:
+        self.notices.append(text)
+
+    def warn(self, text: str) -> None:
         self.notices.append(text)
 
 
@@ -216,6 +219,15 @@ def test_guessing_is_noticed(digits: Harden) -> None:
     assert "hardly better than guessing among 10 classes: check the preprocessing" in notice
 
 
+def test_from_python_a_warning_reaches_the_log(
+    digits: Harden, caplog: pytest.LogCaptureFixture
+) -> None:
+    digits(preprocessing=Preprocessing(mean=(50.0,), scale=1.0))
+    [record] = [record for record in caplog.records if record.levelname == "WARNING"]
+    assert record.name == "proact_onnx"
+    assert "hardly better than guessing" in record.message
+
+
 def test_an_existing_output_stays(digits: Harden, tmp_path: Path) -> None:
     output = tmp_path / "out.onnx"
     output.write_text("precious")
@@ -239,7 +251,7 @@ def test_the_input_is_never_written_over(
     assert (digits_dir / "digits.onnx").read_bytes() == before
 
 
-class Untouched(Silent):
+class Untouched(LogReporter):
     """Fails as soon as work starts that a hopeless output would waste."""
 
     def begin(self, task: str, total: int) -> None:

@@ -15,7 +15,7 @@ from proact_onnx.engine import ActivationProfile
 from proact_onnx.methods import METHODS, FitContext, LabelledBatch, proact, ranger
 from proact_onnx.mirror.train import TrainedThresholds
 from proact_onnx.model import load_model
-from proact_onnx.progress import Silent
+from proact_onnx.progress import LogReporter
 from proact_onnx.rewrite import expose, insert, prepare
 from proact_onnx.settings import HardenSettings
 from proact_onnx.thresholds import FloatArray, Thresholds
@@ -39,7 +39,7 @@ class Memory:
         self.known[tensor] = values
 
 
-class Record(Silent):
+class Record(LogReporter):
     """A reporter that notes what it is told."""
 
     def __init__(self) -> None:
@@ -53,6 +53,9 @@ class Record(Silent):
         self.steps += steps
 
     def notice(self, text: str) -> None:
+        self.notices.append(text)
+
+    def warn(self, text: str) -> None:
         self.notices.append(text)
 
 
@@ -74,7 +77,7 @@ def context(digits_dir: Path) -> FitContext:
         settings=QUICK,
         threads=0,
         checkpoint=Memory(),
-        reporter=Silent(),
+        reporter=LogReporter(),
     )
 
 

@@ -211,6 +211,9 @@ def test_progress_counts_every_image_once(network: Network, tmp_path: Path) -> N
         def notice(self, text: str) -> None:
             raise AssertionError(text)
 
+        def warn(self, text: str) -> None:
+            raise AssertionError(text)
+
     counter = Counter()
     verify(
         *write(tmp_path, network, Form.HARD),

@@ -25,7 +25,7 @@ from proact_onnx.engine import (
 from proact_onnx.errors import ModelError
 from proact_onnx.faults import FaultSpace, Kind, fault_space, parse_format
 from proact_onnx.model import image_input, load_model, model_digest
-from proact_onnx.progress import Reporter, Silent
+from proact_onnx.progress import LogReporter, Reporter
 from proact_onnx.rewrite import prepare as prepare_model
 from proact_onnx.settings import InjectSettings, RuntimeSettings
 from proact_onnx.thresholds import memory_overhead
@@ -98,7 +98,7 @@ class Campaign:
             CampaignError: If the record is damaged or belongs to another campaign.
             OutputError: If the record cannot be written.
         """
-        reporter = reporter or Silent()
+        reporter = reporter or LogReporter()
         self.check(record)
         images = self._prepare(self._data.images)
         plain = top1(Session(self._model, *self._arguments).run(images))
@@ -120,7 +120,7 @@ class Campaign:
         float_accuracy = float(plain.correct(labels).mean())
         warning = chance_warning(accuracy, classes, len(images)) if labelled else None
         if warning is not None:
-            reporter.notice(warning)
+            reporter.warn(warning)
         header = self._header(encoded, accuracy, float_accuracy, chosen.notice)
         trials = TrialRunner(
             engine=chosen.engine,

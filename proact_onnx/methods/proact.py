@@ -53,7 +53,7 @@ def fit(context: FitContext) -> Thresholds:
     profiled = _accuracy(student.predict(accept_images), accept_labels)
     floor = min(baseline - settings.max_accuracy_drop / 100, profiled)
     if profiled < baseline - settings.max_accuracy_drop / 100:
-        context.reporter.notice(
+        context.reporter.warn(
             f"the profiled thresholds alone cost {100 * (baseline - profiled):.2g} points of "
             f"accuracy, and {settings.max_accuracy_drop:g} are allowed: profile more calibration "
             "images, or raise the slack"
