@@ -31,8 +31,6 @@ PROVENANCE_PREFIX = "proact_onnx."
 # Stands in the name of every tensor that hardening adds behind an activation.
 HYRELU = "/hyrelu/"
 THRESHOLD_SUFFIX = f"{HYRELU}threshold"
-# Numbers that all bounds of a model share: the zero they write, the slope of a smooth gate.
-_GATE_CONSTANT_PREFIX = "hyrelu/"
 
 
 @dataclass(frozen=True)
@@ -229,11 +227,6 @@ def provenance(model: onnx.ModelProto) -> dict[str, str]:
 def is_threshold(name: str) -> bool:
     """Tell whether an initializer holds the thresholds of an activation."""
     return name.endswith(THRESHOLD_SUFFIX)
-
-
-def is_gate_constant(name: str) -> bool:
-    """Tell whether an initializer is a number that the inserted bounds share."""
-    return name.startswith(_GATE_CONSTANT_PREFIX)
 
 
 def image_input(model: onnx.ModelProto) -> ModelInput:
