@@ -155,6 +155,8 @@ def check_writable(path: Path, inputs: tuple[Path, ...] = ()) -> None:
         raise OutputError(f"{path} is the model that was read: choose another name to write to")
     if path.is_dir():
         raise OutputError(f"{path} is a folder: give the name of a file to write")
+    if not path.parent.exists():
+        raise OutputError(f"cannot write {path}: create the folder {path.parent} first")
     try:
         with tempfile.TemporaryFile(dir=path.parent):
             pass

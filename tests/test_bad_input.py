@@ -196,7 +196,10 @@ def test_no_model_is_named(refused: Refused, project: Path) -> None:
         (["--epochs", "-1"], "epochs must be at least 0, not -1"),
         (["--test-data", "missing.npz"], "there is no file or folder missing.npz"),
         (["--output", "proact.toml/x.onnx"], "cannot write proact.toml/x.onnx"),
-        (["--output", "missing/x.onnx"], "cannot write missing/x.onnx: No such file or directory"),
+        (
+            ["--output", "missing/x.onnx"],
+            "missing/x.onnx: create the folder missing first",
+        ),
         (["--output", ".", "--force"], "is a folder: give the name of a file to write"),
         (["--output", "test.npz"], "test.npz already exists: choose another name, or overwrite"),
         (["--output", "digits.onnx", "--force"], "digits.onnx is the model that was read"),
@@ -234,7 +237,10 @@ def test_what_harden_refuses(options: list[str], message: str, refused: Refused)
         (["--output-folder", "proact.toml"], "cannot write"),
         (["--plot", "a.gif"], "cannot write the figure a.gif: choose a name that ends in .png"),
         (["--plot", "a"], "cannot write the figure a: choose a name that ends in .png"),
-        (["--plot", "missing/a.png"], "cannot write missing/a.png: No such file or directory"),
+        (
+            ["--plot", "missing/a.png"],
+            "missing/a.png: create the folder missing first",
+        ),
         (["digits.onnx", "digits.onnx"], "digits.onnx and digits.onnx would share the record"),
     ],
 )

@@ -278,7 +278,7 @@ def test_a_file_in_place_of_the_folder_is_found_before_the_work(
 
 def test_a_missing_folder_is_found_before_the_work(digits: Harden, tmp_path: Path) -> None:
     output = tmp_path / "missing" / "out.onnx"
-    with pytest.raises(OutputError, match=r"cannot write .*out\.onnx: No such file or directory"):
+    with pytest.raises(OutputError, match=r"cannot write .*out\.onnx: create the folder .* first"):
         digits(output=output, settings=PROACT, reporter=Untouched())
     assert list(tmp_path.iterdir()) == []
 

@@ -208,6 +208,10 @@ def _summary(record: Path) -> Path:
 
 
 def _notes(result: "CampaignResult") -> None:
+    say(
+        f"{result.model}: accuracy {result.golden_accuracy:.2%} without faults "
+        f"({result.images:,} images), fault space of {result.bits:,} bits"
+    )
     if result.saturated:
         say(
             f"note: {result.saturated:,} parameters lie outside the range of the format and were "
