@@ -146,7 +146,7 @@ class InjectSettings:
         ber: Bit error rates to visit, each from 0 to 1.
         trials: Fault maps per bit error rate; the paper draws 500.
         images: Images per trial, drawn afresh for each; 0 takes all of them.
-        format: How parameters are stored, ``Qm.n`` or ``float32``.
+        format: How parameters are stored, ``Qm.n``, ``float32``, ``float16`` or ``bfloat16``.
         targets: Kinds of parameter to fault: ``weight``, ``bias``, ``threshold``; empty for all.
         layers: Patterns of the layers to fault; empty for all.
         confidence: Confidence level of all intervals.

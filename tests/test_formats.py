@@ -2,13 +2,14 @@
 
 import math
 import struct
+from collections.abc import Callable
 from fractions import Fraction
 
 import numpy as np
 import pytest
 
 from proact_onnx.errors import SettingsError
-from proact_onnx.faults import FixedPoint, Float32, parse_format
+from proact_onnx.faults import FixedPoint, FloatingPoint, parse_format
 
 EXHAUSTIVE = [(7, 0), (3, 4), (0, 7), (1, 0), (0, 1), (7, 8), (15, 0), (0, 15)]
 SAMPLED = [(15, 16), (31, 0), (0, 31), (10, 13)]
@@ -115,26 +116,80 @@ def test_float16_and_float64_values_encode_like_their_exact_values() -> None:
     np.testing.assert_array_equal(number_format.encode(halves.astype(np.float64)), expected)
 
 
+FLOAT32 = FloatingPoint(np.dtype(np.float32))
+
+
 def test_float32_words_are_those_of_struct() -> None:
     rng = np.random.default_rng(2)
     words = rng.integers(2**32, size=3000, dtype=np.uint32)
     words[:4] = 0x7F800000, 0xFF800000, 0x00000001, 0x80000000
-    decoded = Float32().decode(words)
+    decoded = FLOAT32.decode(words)
     for word, value in zip(words, decoded, strict=True):
         (expected,) = struct.unpack("<f", struct.pack("<I", word))
         assert value == expected or (math.isnan(value) and math.isnan(expected))
     numbers = ~np.isnan(decoded)
-    np.testing.assert_array_equal(Float32().encode(decoded)[numbers], words[numbers])
+    np.testing.assert_array_equal(FLOAT32.encode(decoded)[numbers], words[numbers])
 
 
 def test_float32_counts_what_overflows_as_saturated() -> None:
     values = np.array([1e39, -1e39, 3e38, np.inf, np.nan, 0.0])
-    assert Float32().saturated(values) == 2
+    assert FLOAT32.saturated(values) == 2
 
 
-@pytest.mark.parametrize("number_format", [FixedPoint(15, 16), Float32()])
+def value_of_half(word: int) -> float:
+    """IEEE binary16, as the standard library reads it."""
+    (value,) = struct.unpack("<e", struct.pack("<H", word))
+    return float(value)
+
+
+def value_of_brain(word: int) -> float:
+    """bfloat16: the upper half of a binary32 whose lower half is zero."""
+    (value,) = struct.unpack("<f", struct.pack("<I", word << 16))
+    return float(value)
+
+
+SHORT_FLOATS = [("float16", value_of_half), ("bfloat16", value_of_brain)]
+
+
+@pytest.mark.parametrize(("name", "value_of"), SHORT_FLOATS)
+def test_every_word_of_a_short_float(name: str, value_of: Callable[[int], float]) -> None:
+    number_format = parse_format(name)
+    words = np.arange(2**16, dtype=np.uint32)
+    expected = np.array([value_of(int(word)) for word in words])
+    decoded = number_format.decode(words)
+    np.testing.assert_array_equal(decoded, expected)
+    numbers = ~np.isnan(expected)
+    np.testing.assert_array_equal(number_format.encode(decoded)[numbers], words[numbers])
+
+
+@pytest.mark.parametrize(("name", "value_of"), SHORT_FLOATS)
+def test_short_floats_round_to_the_nearest_and_ties_to_even(
+    name: str, value_of: Callable[[int], float]
+) -> None:
+    number_format = parse_format(name)
+    rng = np.random.default_rng(3)
+    below = rng.integers(1, 0x7800 if name == "float16" else 0x7E00, size=2000)
+    low = np.array([value_of(int(word)) for word in below])
+    high = np.array([value_of(int(word) + 1) for word in below])
+    for share, chosen in ((0.25, below), (0.5, below + below % 2), (0.75, below + 1)):
+        between = low + share * (high - low)
+        # The midpoint of two neighbours has one bit more than they, which float32 still holds.
+        words = number_format.encode(between.astype(np.float32))
+        np.testing.assert_array_equal(words, chosen)
+        np.testing.assert_array_equal(
+            number_format.encode(-between.astype(np.float32)), chosen | 0x8000
+        )
+
+
+def test_short_floats_count_what_overflows() -> None:
+    values = np.array([65519.0, 65520.0, -1e6, np.inf], np.float32)
+    assert parse_format("float16").saturated(values) == 2
+    assert parse_format("bfloat16").saturated(values) == 0
+
+
+@pytest.mark.parametrize("number_format", [FixedPoint(15, 16), FLOAT32, parse_format("bfloat16")])
 @pytest.mark.parametrize("shape", [(), (0,), (2, 3), (1, 1, 4)])
-def test_shapes_stay(number_format: FixedPoint | Float32, shape: tuple[int, ...]) -> None:
+def test_shapes_stay(number_format: FixedPoint | FloatingPoint, shape: tuple[int, ...]) -> None:
     values = np.full(shape, 1.25, np.float32)
     words = number_format.encode(values)
     assert words.shape == shape
@@ -144,7 +199,16 @@ def test_shapes_stay(number_format: FixedPoint | Float32, shape: tuple[int, ...]
 
 
 @pytest.mark.parametrize(
-    ("text", "width"), [("Q15.16", 32), ("Q7.8", 16), ("Q0.7", 8), ("Q31.0", 32), ("float32", 32)]
+    ("text", "width"),
+    [
+        ("Q15.16", 32),
+        ("Q7.8", 16),
+        ("Q0.7", 8),
+        ("Q31.0", 32),
+        ("float32", 32),
+        ("float16", 16),
+        ("bfloat16", 16),
+    ],
 )
 def test_parsed_formats_answer_to_their_name(text: str, width: int) -> None:
     number_format = parse_format(text)
@@ -169,5 +233,6 @@ def test_an_unknown_format_is_refused(text: str) -> None:
     with pytest.raises(SettingsError) as caught:
         parse_format(text)
     assert str(caught.value) == (
-        f"unknown number format {text!r}: use Qm.n (for example Q15.16 or Q7.8) or float32"
+        f"unknown number format {text!r}: use Qm.n (for example Q15.16 or Q7.8), or one of "
+        "float32, float16, bfloat16"
     )

@@ -179,9 +179,7 @@ def test_saving_refuses_to_write_over_what_was_read(tmp_path: Path) -> None:
 
 
 def test_saving_into_a_folder_that_does_not_exist(tmp_path: Path) -> None:
-    with pytest.raises(
-        OutputError, match=r"m\.onnx: create the folder .*nowhere first"
-    ):
+    with pytest.raises(OutputError, match=r"m\.onnx: create the folder .*nowhere first"):
         save_model(small_model(), tmp_path / "nowhere" / "m.onnx")
 
 

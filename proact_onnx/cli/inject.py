@@ -57,7 +57,9 @@ def inject(
     ] = None,
     format: Annotated[
         str | None,
-        setting("inject.format", "How parameters are stored.", _FAULTS, "Qm.n|float32"),
+        setting(
+            "inject.format", "How parameters are stored.", _FAULTS, "Qm.n|float32|float16|bfloat16"
+        ),
     ] = None,
     targets: Annotated[
         str | None,

@@ -1,6 +1,6 @@
 """What can go wrong in memory: number formats, the fault space, and the faults drawn from it."""
 
-from proact_onnx.faults.formats import FixedPoint, Float32, NumberFormat, parse_format
+from proact_onnx.faults.formats import FixedPoint, FloatingPoint, NumberFormat, parse_format
 from proact_onnx.faults.sampling import FaultMap, draw_faults
 from proact_onnx.faults.space import FaultSpace, Kind, Parameter, fault_space
 
@@ -8,7 +8,7 @@ __all__ = [
     "FaultMap",
     "FaultSpace",
     "FixedPoint",
-    "Float32",
+    "FloatingPoint",
     "Kind",
     "NumberFormat",
     "Parameter",

@@ -4,6 +4,7 @@ import re
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
@@ -109,40 +110,69 @@ class FixedPoint:
 
 
 @dataclass(frozen=True)
-class Float32:
-    """IEEE 754 binary32: the parameters as the model file itself stores them."""
+class FloatingPoint:
+    """A floating-point type with its bits as the words.
 
-    name: str = "float32"
-    width: int = 32
+    Attributes:
+        dtype: float32, float16 (IEEE 754 binary32 and binary16) or bfloat16, the upper half of
+            binary32.
+    """
+
+    dtype: np.dtype[Any]
+
+    @property
+    def name(self) -> str:
+        """Name of the type."""
+        return str(self.dtype)
+
+    @property
+    def width(self) -> int:
+        """Bits of one word."""
+        return 8 * self.dtype.itemsize
 
     def encode(self, values: Reals) -> Words:
-        """Return the bit patterns of the values, rounded to float32."""
-        with np.errstate(over="ignore"):
-            return np.asarray(values, dtype=np.float32, order="C").view(np.uint32)
+        """Return the bit patterns of the values, rounded to nearest, ties to even."""
+        return self._round(values).view(self._word).astype(np.uint32)
 
     def decode(self, words: Words) -> npt.NDArray[np.float64]:
         """Return the values of the bit patterns; NaN and infinities are legitimate."""
         with np.errstate(invalid="ignore"):
-            return np.asarray(words, order="C").view(np.float32).astype(np.float64)
+            return np.asarray(words, self._word, order="C").view(self.dtype).astype(np.float64)
 
     def saturated(self, values: Reals) -> int:
         """Count the finite values that overflow to infinity."""
-        with np.errstate(over="ignore"):
-            overflowed = np.isinf(values.astype(np.float32)) & np.isfinite(values)
+        overflowed = np.isinf(self._round(values)) & np.isfinite(values)
         return int(np.count_nonzero(overflowed))
+
+    def _round(self, values: Reals) -> npt.NDArray[Any]:
+        with np.errstate(over="ignore"):
+            return np.asarray(values, dtype=self.dtype, order="C")
+
+    @property
+    def _word(self) -> np.dtype[Any]:
+        return np.dtype(f"u{self.dtype.itemsize}")
+
+
+FLOATING_POINT = {
+    known.name: known
+    for known in map(
+        FloatingPoint, (np.dtype(np.float32), np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16))
+    )
+}
 
 
 def parse_format(name: str) -> NumberFormat:
     """Return the format that a user's name stands for.
 
     Args:
-        name: ``Qm.n`` with at most 32 bits in all, such as ``Q15.16``, or ``float32``.
+        name: ``Qm.n`` with at most 32 bits in all, such as ``Q15.16``, or ``float32``,
+            ``float16`` or ``bfloat16``.
 
     Raises:
         SettingsError: If there is no such format.
     """
-    if name == "float32":
-        return Float32()
+    if name in FLOATING_POINT:
+        return FLOATING_POINT[name]
     if match := re.fullmatch(r"Q([0-9]{1,2})\.([0-9]{1,2})", name):
         fixed = FixedPoint(int(match[1]), int(match[2]))
         if 2 <= fixed.width <= 32:
@@ -151,6 +181,7 @@ def parse_format(name: str) -> NumberFormat:
             f"format {name!r} takes {fixed.width} bits with its sign: choose m and n so that "
             "1 + m + n lies between 2 and 32"
         )
+    floats = ", ".join(FLOATING_POINT)
     raise SettingsError(
-        f"unknown number format {name!r}: use Qm.n (for example Q15.16 or Q7.8) or float32"
+        f"unknown number format {name!r}: use Qm.n (for example Q15.16 or Q7.8), or one of {floats}"
     )
