@@ -5,7 +5,7 @@ BUILD ?= build
 BIN := $(VENV)/bin
 DIGITS := models/digits
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint bench clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -30,6 +30,15 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
+
+# What a trial costs beside the inference it does, on the paper's kind of networks.
+bench: $(VENV)/.installed
+	mkdir -p $(BUILD)/bench
+	for network in alexnet vgg16 resnet20; do \
+		test -f $(BUILD)/bench/$$network.onnx || $(BIN)/python -m models.export $$network \
+			--output $(BUILD)/bench/$$network.onnx; \
+	done
+	$(BIN)/python benchmarks/trials.py $(BUILD)/bench/*.onnx
 
 clean:
 	rm -rf $(BUILD)
