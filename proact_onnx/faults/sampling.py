@@ -58,9 +58,11 @@ def draw_faults(space: FaultSpace, ber: float, seed: int, trial: int) -> FaultMa
         count = int(rng.binomial(bits, ber))
         if count:
             sites = draw_distinct(rng, bits, count)
-            elements, first = np.unique(sites // space.width, return_index=True)
-            flipped = np.uint32(1) << (sites % space.width).astype(np.uint32)
-            words[parameter.name] = (elements, np.bitwise_or.reduceat(flipped, first))
+            elements = sites // space.width
+            flipped = np.uint32(1) << (sites - elements * space.width).astype(np.uint32)
+            # Sites ascend, so those of one word stand side by side.
+            first = np.flatnonzero(np.diff(elements, prepend=-1))
+            words[parameter.name] = (elements[first], np.bitwise_or.reduceat(flipped, first))
     return FaultMap(words)
 
 
