@@ -21,11 +21,12 @@ from proact_onnx.engine import (
     profile_activations,
 )
 from proact_onnx.errors import ModelError, SettingsError
-from proact_onnx.faults import Kind, fault_space
+from proact_onnx.faults import parameter_count
 from proact_onnx.fidelity import Fidelity, compare, guessing, label_batch
 from proact_onnx.methods import METHODS, FitContext
 from proact_onnx.model import (
     check_writable,
+    is_threshold,
     load_model,
     model_digest,
     refuse_overwrite,
@@ -37,8 +38,6 @@ from proact_onnx.rewrite import Form, Refusal, insert
 from proact_onnx.rewrite import prepare as prepare_model
 from proact_onnx.settings import HardenSettings, RuntimeSettings, ThresholdScale
 from proact_onnx.thresholds import Granularity, Thresholds, memory_overhead
-
-_WORD_BITS = 32
 
 
 @dataclass(frozen=True)
@@ -126,15 +125,14 @@ def harden(
     for refusal in prepared.refusals:
         reporter.notice(f"BatchNormalization {refusal.node!r} is not folded: {refusal.reason}")
     activations = find_activations(prepared.model)
-    stored = fault_space(prepared.model, _WORD_BITS).parameters
-    if any(parameter.kind is Kind.THRESHOLD for parameter in stored):
+    if any(is_threshold(tensor.name) for tensor in prepared.model.graph.initializer):
         raise ModelError(f"{model} is hardened already: give the model it was made from")
     if not activations:
         raise ModelError(
             f"{model} has no activation that can be hardened (Relu, or Clip from 0): "
             f"'proact-onnx inspect {model}' lists what it has"
         )
-    parameters = sum(parameter.size for parameter in stored)
+    parameters = parameter_count(prepared.model)
     if not parameters:
         raise ModelError(f"{model} stores no parameters, so there is nothing to protect")
     fit_set, accept_set, test_set = split_roles(calibration, test, settings)

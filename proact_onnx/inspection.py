@@ -1,6 +1,5 @@
 """What a model consists of, and what protecting it would cost: the answer to ``inspect``."""
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +8,7 @@ import onnx
 
 from proact_onnx.activations import Activation, find_activations
 from proact_onnx.errors import ModelError
-from proact_onnx.faults.space import Kind, fault_space
+from proact_onnx.faults import fault_space, parameter_count, quantised_count
 from proact_onnx.messages import subgraphs
 from proact_onnx.model import HYRELU, is_threshold, load_model, opset
 from proact_onnx.rewrite import Refusal, prepare
@@ -18,7 +17,6 @@ from proact_onnx.thresholds import Granularity, memory_overhead, threshold_count
 # Bits of one stored number: float32 as in the paper's Q15.16, and quantised weights.
 FLOAT_BITS = 32
 QUANTISED_BITS = 8
-_QUANTISED_TYPES = (onnx.TensorProto.INT8, onnx.TensorProto.UINT8)
 
 # Activation functions other than Relu and Clip; their outputs are not bounded from below by 0, or
 # they are bounded from above already.
@@ -119,13 +117,7 @@ def inspect_model(path: Path) -> Inspection:
     prepared = prepare(stored)
     model = prepared.model
     activations = find_activations(model)
-    floats = fault_space(model, FLOAT_BITS)
-    quantised = sum(
-        math.prod(tensor.dims)
-        for tensor in model.graph.initializer
-        if tensor.data_type in _QUANTISED_TYPES
-    )
-    parameters = quantised + sum(p.size for p in floats.parameters if p.kind != Kind.THRESHOLD)
+    parameters = parameter_count(model)
     return Inspection(
         opset=opset(stored),
         ir_version=stored.ir_version,
@@ -135,7 +127,9 @@ def inspect_model(path: Path) -> Inspection:
             tensor.name for tensor in model.graph.initializer if is_threshold(tensor.name)
         ),
         parameters=parameters,
-        fault_space_bits=fault_space(stored, FLOAT_BITS).bits + QUANTISED_BITS * quantised,
+        fault_space_bits=(
+            fault_space(stored, FLOAT_BITS).bits + QUANTISED_BITS * quantised_count(stored)
+        ),
         costs=tuple(_cost(granularity, activations, parameters) for granularity in Granularity),
         unprotected=tuple(_unprotected(model, activations)),
         unfolded=prepared.refusals,

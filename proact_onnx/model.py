@@ -231,6 +231,12 @@ def is_threshold(name: str) -> bool:
     return name.endswith(THRESHOLD_SUFFIX)
 
 
+def computes_in_float16(model: onnx.ModelProto) -> bool:
+    """Tell whether a model holds float16 weights, so that its outputs have 11 significant bits."""
+    types = {tensor.data_type for tensor in model.graph.initializer}
+    return onnx.TensorProto.FLOAT16 in types
+
+
 def image_input(model: onnx.ModelProto) -> ModelInput:
     """Return the model's one input that is not an initializer.
 

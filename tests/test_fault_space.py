@@ -1,12 +1,22 @@
 """Which parameters a fault can hit."""
 
+from pathlib import Path
+
 import numpy as np
 import onnx
 import pytest
 
 from proact_onnx.activations import find_activations
 from proact_onnx.errors import SettingsError
-from proact_onnx.faults import FaultSpace, Kind, Parameter, fault_space
+from proact_onnx.faults import (
+    FaultSpace,
+    Kind,
+    Parameter,
+    fault_space,
+    parameter_count,
+    quantised_count,
+)
+from proact_onnx.model import load_model
 from proact_onnx.rewrite import Form, insert, prepare, threshold_name
 from proact_onnx.thresholds import Granularity, Thresholds, threshold_shape
 from tests.numerics import parse
@@ -277,3 +287,13 @@ def test_a_model_without_parameters_has_nothing_to_fault() -> None:
         "the model stores no parameter of kind weight or bias or threshold: choose other "
         "--targets, or another model"
     )
+
+
+def test_quantised_weights_count_as_parameters(shared_dir: Path) -> None:
+    """Quantised or not, the network has the same weights, beside the scales and zero points."""
+    plain = load_model(shared_dir / "models" / "c10_resnet20_torchscript_op17.onnx")
+    quantised = load_model(shared_dir / "models" / "c10_resnet20_int8_qdq.onnx")
+    assert parameter_count(plain) == 269_034
+    assert quantised_count(plain) == 0
+    assert 0.99 < quantised_count(quantised) / 268_346 < 1.01
+    assert parameter_count(quantised) < 1.02 * parameter_count(plain)

@@ -23,7 +23,7 @@ from proact_onnx.engine import (
     top1,
 )
 from proact_onnx.errors import ModelError
-from proact_onnx.faults import FaultSpace, Kind, fault_space, parse_format
+from proact_onnx.faults import Kind, fault_space, parameter_count, parse_format
 from proact_onnx.model import image_input, load_model, model_digest
 from proact_onnx.progress import LogReporter, Reporter
 from proact_onnx.rewrite import prepare as prepare_model
@@ -72,7 +72,9 @@ class Campaign:
         self._model = prepare_model(loaded, fold_batchnorm=False).model
         stored = fault_space(self._model, self.format.width)
         self.space = stored.restrict(self.settings.targets, self.settings.layers)
-        self._overhead = _memory_overhead(stored)
+        thresholds = sum(p.size for p in stored.parameters if p.kind is Kind.THRESHOLD)
+        parameters = parameter_count(self._model)
+        self._overhead = memory_overhead(thresholds, parameters) if parameters else 0.0
         self._input = image_input(self._model)
         self._data = data
         # All images are prepared when the campaign runs; the first shows whether they fit.
@@ -189,12 +191,6 @@ class Campaign:
             "images": settings.images,
             "seed": settings.seed,
         }
-
-
-def _memory_overhead(space: FaultSpace) -> float:
-    thresholds = sum(p.size for p in space.parameters if p.kind is Kind.THRESHOLD)
-    parameters = space.elements - thresholds
-    return memory_overhead(thresholds, parameters) if parameters else 0.0
 
 
 def made_by(notice: str) -> dict[str, str]:

@@ -67,6 +67,8 @@ def verify(
         f"{report.untouched:,} of {report.images:,} images pass no threshold; on them the outputs "
         f"differ by at most {report.largest_difference:.1e} of the largest output"
     )
+    if report.tolerance is None:
+        say("the smooth form changes values below its thresholds too, so no exactness is asked for")
     if report.layers:
         show(clipping_table(report.layers))
     say(f"the top-1 class differs on {len(report.changed):,} images")

@@ -11,6 +11,7 @@ from proact_onnx.engine.inplace import Indices, InPlaceEngine, LayoutError
 from proact_onnx.engine.portable import FreshSessionEngine, WeightsAsInputsEngine
 from proact_onnx.engine.session import Array, Provider
 from proact_onnx.errors import ModelError
+from proact_onnx.model import computes_in_float16
 
 # How far outputs may lie apart, relative to the largest. Engines add in another order and round
 # intermediate results at other places, which shows in the precision that the model computes with.
@@ -132,8 +133,7 @@ def _disturbed_outputs(
 
 
 def _tolerance(model: onnx.ModelProto) -> float:
-    types = {tensor.data_type for tensor in model.graph.initializer}
-    return _AGREEMENT_FLOAT16 if onnx.TensorProto.FLOAT16 in types else _AGREEMENT
+    return _AGREEMENT_FLOAT16 if computes_in_float16(model) else _AGREEMENT
 
 
 def _agree(outputs: Array, expected: Array, tolerance: float) -> bool:

@@ -2,7 +2,14 @@
 
 from proact_onnx.faults.formats import FixedPoint, FloatingPoint, NumberFormat, parse_format
 from proact_onnx.faults.sampling import FaultMap, draw_faults
-from proact_onnx.faults.space import FaultSpace, Kind, Parameter, fault_space
+from proact_onnx.faults.space import (
+    FaultSpace,
+    Kind,
+    Parameter,
+    fault_space,
+    parameter_count,
+    quantised_count,
+)
 
 __all__ = [
     "FaultMap",
@@ -14,5 +21,7 @@ __all__ = [
     "Parameter",
     "draw_faults",
     "fault_space",
+    "parameter_count",
     "parse_format",
+    "quantised_count",
 ]

@@ -13,6 +13,7 @@ from onnx import numpy_helper
 from proact_onnx.errors import SettingsError
 from proact_onnx.model import is_threshold
 
+_QUANTISED = (onnx.TensorProto.INT8, onnx.TensorProto.UINT8)
 _FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE)
 
 # Inputs that describe the computation rather than take part in it: a compiler turns them into
@@ -148,6 +149,21 @@ def fault_space(model: onnx.ModelProto, width: int) -> FaultSpace:
                 )
             )
     return FaultSpace(tuple(parameters), width)
+
+
+def parameter_count(model: onnx.ModelProto) -> int:
+    """Number of weights and biases, 8-bit ones included and thresholds left out (Eq. 6)."""
+    floats = fault_space(model, 32).parameters
+    return quantised_count(model) + sum(p.size for p in floats if p.kind is not Kind.THRESHOLD)
+
+
+def quantised_count(model: onnx.ModelProto) -> int:
+    """Number of weights that are quantised to 8 bits."""
+    return sum(
+        math.prod(tensor.dims)
+        for tensor in model.graph.initializer
+        if tensor.data_type in _QUANTISED
+    )
 
 
 def _stored_shapes(graph: onnx.GraphProto) -> dict[str, tuple[int, ...]]:
