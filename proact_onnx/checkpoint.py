@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from proact_onnx.errors import OutputError, SettingsError
+from proact_onnx.errors import SettingsError
+from proact_onnx.files import write_text
 from proact_onnx.thresholds import FloatArray
 
 
@@ -52,12 +53,7 @@ class FileCheckpoint:
                 "values": np.asarray(layer, "<f4").tobytes().hex(),
             }
             lines.append(json.dumps(record))
-        scratch = self.path.with_name(f"{self.path.name}.tmp")
-        try:
-            scratch.write_text("\n".join(lines) + "\n", encoding="utf-8")
-            scratch.replace(self.path)
-        except OSError as error:
-            raise OutputError(f"cannot write {self.path}: {error.strerror or error}") from error
+        write_text(self.path, "\n".join(lines) + "\n")
 
     def remove(self) -> None:
         """Forget the run: its result is written."""

@@ -10,7 +10,7 @@ import numpy as np
 
 from proact_onnx.campaign.estimates import Estimate, mean_interval
 from proact_onnx.campaign.store import TrialResult
-from proact_onnx.errors import OutputError
+from proact_onnx.files import write_text
 
 
 @dataclass(frozen=True)
@@ -122,12 +122,7 @@ def write_csv(result: CampaignResult, path: Path) -> None:
     Raises:
         OutputError: If the file cannot be written.
     """
-    scratch = path.with_name(f"{path.name}.tmp")
-    try:
-        scratch.write_text(to_csv(result), encoding="utf-8")
-        scratch.replace(path)
-    except OSError as error:
-        raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
+    write_text(path, to_csv(result))
 
 
 def to_csv(result: CampaignResult) -> str:

@@ -20,8 +20,7 @@ import onnx
 import onnxruntime as ort
 from onnx import numpy_helper
 
-from proact_onnx.engine.session import Array, Provider, batches, create_session, session_options
-from proact_onnx.model import image_input
+from proact_onnx.engine.session import Array, BatchRunner, Provider, create_session, session_options
 
 Indices = npt.NDArray[np.int64]
 
@@ -83,19 +82,12 @@ class InPlaceEngine:
         options.add_session_config_entry("session.disable_prepacking", "1")
         for name, value in self._values.items():
             options.add_initializer(name, value)
-        self._session = create_session(optimised, Provider.CPU, options)
-        self._input = image_input(model)
-        self._output = model.graph.output[0].name
-        self._batch_size = batch_size
+        session = create_session(optimised, Provider.CPU, options)
+        self._runner = BatchRunner(session, model, batch_size)
 
     def run(self, images: Array) -> Array:
         """Return the model's first output for all images with the parameters as they are now."""
-        return np.concatenate(
-            [
-                self._session.run([self._output], {self._input.name: batch})[0][:count]
-                for batch, count in batches(images, self._input, self._batch_size)
-            ]
-        )
+        return self._runner.run(images)
 
     def write(self, parameter: str, elements: Indices, values: Array) -> None:
         """Overwrite elements of a parameter, by flat index in its stored layout."""

@@ -1,20 +1,17 @@
 """Slower engines that need nothing but documented behaviour of ONNX Runtime."""
 
-import numpy as np
 import onnx
 from onnx import numpy_helper
 
 from proact_onnx.engine.inplace import Indices
 from proact_onnx.engine.session import (
     Array,
+    BatchRunner,
     Provider,
     Session,
-    batches,
     create_session,
-    running_provider,
     session_options,
 )
-from proact_onnx.model import image_input
 
 
 class WeightsAsInputsEngine:
@@ -53,22 +50,13 @@ class WeightsAsInputsEngine:
                             tensor.name, tensor.data_type, tensor.dims
                         )
                     )
-        self._session = create_session(opened, provider, session_options(threads))
-        self.provider = running_provider(self._session)
-        self._input = image_input(model)
-        self._output = model.graph.output[0].name
-        self._batch_size = batch_size
+        session = create_session(opened, provider, session_options(threads))
+        self._runner = BatchRunner(session, model, batch_size)
+        self.provider = self._runner.provider
 
     def run(self, images: Array) -> Array:
         """Return the model's first output for all images with the parameters as they are now."""
-        return np.concatenate(
-            [
-                self._session.run([self._output], {self._input.name: batch, **self._values})[0][
-                    :count
-                ]
-                for batch, count in batches(images, self._input, self._batch_size)
-            ]
-        )
+        return self._runner.run(images, self._values)
 
     def write(self, parameter: str, elements: Indices, values: Array) -> None:
         """Overwrite elements of a parameter, by flat index."""
@@ -101,8 +89,8 @@ class FreshSessionEngine:
         wanted = set(parameters)
         self._tensors = {t.name: t for t in self._model.graph.initializer if t.name in wanted}
         self._arguments = (provider, threads, batch_size)
-        self._session: Session | None = None
-        self.provider = Session(self._model, *self._arguments).provider
+        self._session: Session | None = Session(self._model, *self._arguments)
+        self.provider = self._session.provider
 
     def run(self, images: Array) -> Array:
         """Return the model's first output for all images with the parameters as they are now."""

@@ -3,7 +3,7 @@
 import ctypes
 import functools
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from enum import StrEnum
 from typing import Any
 
@@ -13,7 +13,7 @@ import onnx
 import onnxruntime as ort
 
 from proact_onnx.errors import ModelError, SettingsError
-from proact_onnx.model import ModelInput, image_input
+from proact_onnx.model import ModelInput, image_input, output_names
 
 Array = npt.NDArray[Any]
 
@@ -26,10 +26,9 @@ class Provider(StrEnum):
     CUDA = "cuda"
 
 
-_EXECUTION_PROVIDERS = {
-    Provider.CPU: "CPUExecutionProvider",
-    Provider.CUDA: "CUDAExecutionProvider",
-}
+_CPU = "CPUExecutionProvider"
+_CUDA = "CUDAExecutionProvider"
+_NO_PARAMETERS: Mapping[str, Array] = {}
 
 
 def session_options(threads: int = 0, *, optimise: bool = True) -> ort.SessionOptions:
@@ -68,9 +67,9 @@ def create_session(
         ModelError: If ONNX Runtime refuses the model.
         SettingsError: If CUDA was asked for and does not work here.
     """
-    wanted = ["CPUExecutionProvider"]
+    wanted = [_CPU]
     if provider is not Provider.CPU and _cuda_usable():
-        wanted.insert(0, "CUDAExecutionProvider")
+        wanted.insert(0, _CUDA)
     try:
         session = ort.InferenceSession(
             model.SerializeToString(), options or session_options(), providers=wanted, **arguments
@@ -78,7 +77,7 @@ def create_session(
     except Exception as error:
         reason = " ".join(str(error).split())
         raise ModelError(f"ONNX Runtime cannot run the model: {reason}") from error
-    if provider is Provider.CUDA and session.get_providers()[0] != "CUDAExecutionProvider":
+    if provider is Provider.CUDA and session.get_providers()[0] != _CUDA:
         raise SettingsError(
             "ONNX Runtime finds no usable CUDA device here: use --provider cpu, or check the "
             "driver and the CUDA libraries"
@@ -89,7 +88,7 @@ def create_session(
 @functools.cache
 def _cuda_usable() -> bool:
     """Tell whether there is a device to try; ONNX Runtime complains loudly where there is none."""
-    if "CUDAExecutionProvider" not in ort.get_available_providers():
+    if _CUDA not in ort.get_available_providers():
         return False
     try:
         driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
@@ -110,11 +109,50 @@ def runtime_version() -> str:
 
 def running_provider(session: ort.InferenceSession) -> Provider:
     """Return where a session really runs."""
-    on_gpu = session.get_providers()[0] == _EXECUTION_PROVIDERS[Provider.CUDA]
-    return Provider.CUDA if on_gpu else Provider.CPU
+    return Provider.CUDA if session.get_providers()[0] == _CUDA else Provider.CPU
 
 
-class Session:
+class BatchRunner:
+    """Puts any number of images through a session.
+
+    Args:
+        session: The session.
+        model: The model it runs, for the names and shapes of its inputs and outputs.
+        batch_size: Images per run, for models whose batch axis is free.
+    """
+
+    def __init__(
+        self, session: ort.InferenceSession, model: onnx.ModelProto, batch_size: int
+    ) -> None:
+        self._session = session
+        self.provider = running_provider(session)
+        self.input = image_input(model)
+        self.outputs = output_names(model)
+        self._batch_size = batch_size
+
+    def run(self, images: Array, parameters: Mapping[str, Array] = _NO_PARAMETERS) -> Array:
+        """Return the model's first output for all images, ``[N, ...]``.
+
+        Args:
+            images: ``[N, ...]``.
+            parameters: Values of further graph inputs, the same for every batch.
+        """
+        streamed = self.stream(images, self.outputs[:1], parameters)
+        return np.concatenate([values[0] for values in streamed])
+
+    def stream(
+        self,
+        images: Array,
+        outputs: Sequence[str],
+        parameters: Mapping[str, Array] = _NO_PARAMETERS,
+    ) -> Iterator[list[Array]]:
+        """Yield the named outputs batch by batch, each ``[batch, ...]``."""
+        for batch, count in batches(images, self.input, self._batch_size):
+            values = self._session.run(list(outputs), {self.input.name: batch, **parameters})
+            yield [np.atleast_1d(value)[:count] for value in values]
+
+
+class Session(BatchRunner):
     """A model ready to run on any number of images.
 
     Args:
@@ -131,21 +169,8 @@ class Session:
         threads: int = 0,
         batch_size: int = 128,
     ) -> None:
-        self._session = create_session(model, provider, session_options(threads))
-        self.provider = running_provider(self._session)
-        self.input = image_input(model)
-        self.outputs = tuple(output.name for output in model.graph.output)
-        self._batch_size = batch_size
-
-    def run(self, images: Array) -> Array:
-        """Return the model's first output for all images, ``[N, ...]``."""
-        return np.concatenate([values[0] for values in self.stream(images, self.outputs[:1])])
-
-    def stream(self, images: Array, outputs: Sequence[str]) -> Iterator[list[Array]]:
-        """Yield the named outputs batch by batch, each ``[batch, ...]``."""
-        for batch, count in batches(images, self.input, self._batch_size):
-            values = self._session.run(list(outputs), {self.input.name: batch})
-            yield [np.atleast_1d(value)[:count] for value in values]
+        session = create_session(model, provider, session_options(threads))
+        super().__init__(session, model, batch_size)
 
 
 def batches(images: Array, model_input: ModelInput, batch_size: int) -> Iterator[tuple[Array, int]]:
