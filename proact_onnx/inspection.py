@@ -8,15 +8,14 @@ import onnx
 
 from proact_onnx.activations import Activation, find_activations
 from proact_onnx.errors import ModelError
-from proact_onnx.faults import fault_space, parameter_count, quantised_count
+from proact_onnx.faults import fault_space, parameter_count
 from proact_onnx.messages import subgraphs
 from proact_onnx.model import HYRELU, is_threshold, load_model, opset
 from proact_onnx.rewrite import Refusal, prepare
 from proact_onnx.thresholds import Granularity, memory_overhead, threshold_count
 
-# Bits of one stored number: float32 as in the paper's Q15.16, and quantised weights.
+# Bits of one stored number: float32, as in the paper's Q15.16. Quantised weights have their own.
 FLOAT_BITS = 32
-QUANTISED_BITS = 8
 
 # Activation functions other than Relu and Clip; their outputs are not bounded from below by 0, or
 # they are bounded from above already.
@@ -127,9 +126,7 @@ def inspect_model(path: Path) -> Inspection:
             tensor.name for tensor in model.graph.initializer if is_threshold(tensor.name)
         ),
         parameters=parameters,
-        fault_space_bits=(
-            fault_space(stored, FLOAT_BITS).bits + QUANTISED_BITS * quantised_count(stored)
-        ),
+        fault_space_bits=fault_space(stored, FLOAT_BITS).bits,
         costs=tuple(_cost(granularity, activations, parameters) for granularity in Granularity),
         unprotected=tuple(_unprotected(model, activations)),
         unfolded=prepared.refusals,

@@ -14,7 +14,6 @@ from proact_onnx.faults import (
     Parameter,
     fault_space,
     parameter_count,
-    quantised_count,
 )
 from proact_onnx.model import load_model
 from proact_onnx.rewrite import Form, insert, prepare, threshold_name
@@ -55,6 +54,10 @@ def network() -> onnx.ModelProto:
     )
 
 
+def parameter(name: str, kind: Kind, shape: tuple[int, ...], layer: str) -> Parameter:
+    return Parameter(name, kind, shape, layer, 32, tuple(range(32)))
+
+
 def names(space: FaultSpace) -> list[str]:
     return [parameter.name for parameter in space.parameters]
 
@@ -62,16 +65,16 @@ def names(space: FaultSpace) -> list[str]:
 def test_parameters_with_kind_shape_and_layer_in_graph_order() -> None:
     weight, bias = Kind.WEIGHT, Kind.BIAS
     assert fault_space(network(), 32).parameters == (
-        Parameter("w1", weight, (4, 3, 1, 1), "first"),
-        Parameter("b1", bias, (4,), "first"),
-        Parameter("scale", weight, (4,), "norm"),
-        Parameter("shift", bias, (4,), "norm"),
-        Parameter("mean", bias, (4,), "norm"),
-        Parameter("var", weight, (4,), "norm"),
-        Parameter("w2", weight, (256, 6), "dense"),
-        Parameter("b2", bias, (6,), "dense"),
-        Parameter("w3", weight, (6, 5), "linear"),
-        Parameter("b3", bias, (5,), "offset"),
+        parameter("w1", weight, (4, 3, 1, 1), "first"),
+        parameter("b1", bias, (4,), "first"),
+        parameter("scale", weight, (4,), "norm"),
+        parameter("shift", bias, (4,), "norm"),
+        parameter("mean", bias, (4,), "norm"),
+        parameter("var", weight, (4,), "norm"),
+        parameter("w2", weight, (256, 6), "dense"),
+        parameter("b2", bias, (6,), "dense"),
+        parameter("w3", weight, (6, 5), "linear"),
+        parameter("b3", bias, (5,), "offset"),
     )
 
 
@@ -282,7 +285,7 @@ def test_a_restriction_that_leaves_nothing_says_why(
 
 def test_a_model_without_parameters_has_nothing_to_fault() -> None:
     with pytest.raises(SettingsError) as caught:
-        FaultSpace((), 32).restrict()
+        FaultSpace(()).restrict()
     assert str(caught.value) == (
         "the model stores no parameter of kind weight or bias or threshold: choose other "
         "--targets, or another model"
@@ -294,6 +297,52 @@ def test_quantised_weights_count_as_parameters(shared_dir: Path) -> None:
     plain = load_model(shared_dir / "models" / "c10_resnet20_torchscript_op17.onnx")
     quantised = load_model(shared_dir / "models" / "c10_resnet20_int8_qdq.onnx")
     assert parameter_count(plain) == 269_034
-    assert quantised_count(plain) == 0
-    assert 0.99 < quantised_count(quantised) / 268_346 < 1.01
+    integers = [p for p in fault_space(quantised, 32).parameters if p.quantised]
+    assert 0.99 < sum(p.size for p in integers) / 268_346 < 1.01
     assert parameter_count(quantised) < 1.02 * parameter_count(plain)
+
+
+def test_bits_can_be_chosen() -> None:
+    space = fault_space(network(), 32)
+    upper = space.restrict(bits=range(24, 40))
+    assert names(upper) == names(space)
+    assert all(p.bits == tuple(range(24, 32)) for p in upper.parameters)
+    assert upper.bits == 8 * upper.elements
+    with pytest.raises(SettingsError) as caught:
+        space.restrict(bits=[32])
+    assert str(caught.value) == (
+        "no stored word has the bits asked for: they are numbered 0 to 31, 0 the least significant"
+    )
+
+
+def test_integers_of_a_quantised_network_are_stored_as_they_are() -> None:
+    """Weights and biases; zero points are part of the program."""
+    model = parse(
+        """<ir_version: 8, opset_import: ["": 17]>
+        net (float[N, 2, 4, 4] x) => (float[N, 3, 4, 4] y) {
+            [weights] w = DequantizeLinear <axis = 0> (w8, ws, wz)
+            [bias] b = DequantizeLinear <axis = 0> (b32, bs)
+            [quantise] q = QuantizeLinear (x, xs, xz)
+            [restore] d = DequantizeLinear (q, xs, xz)
+            [conv] y = Conv (d, w, b)
+        }""",
+        w8=ones(3, 2, 1, 1, dtype=np.int8),
+        ws=ones(3),
+        wz=np.zeros(3, np.int8),
+        b32=ones(3, dtype=np.int32),
+        bs=ones(3),
+        xs=np.float32(0.1),
+        xz=np.uint8(3),
+    )
+    space = fault_space(model, 16)
+    found = {p.name: (p.kind, p.width, len(p.bits), p.quantised) for p in space.parameters}
+    assert found == {
+        "w8": (Kind.WEIGHT, 8, 8, True),
+        "ws": (Kind.WEIGHT, 16, 16, False),
+        "b32": (Kind.BIAS, 32, 32, True),
+        "bs": (Kind.WEIGHT, 16, 16, False),
+    }
+    assert space.bits == 6 * 8 + 3 * 16 + 3 * 32 + 3 * 16
+    assert parameter_count(model) == 6 + 3 + 3 + 3
+    only = space.restrict(bits=[20])
+    assert names(only) == ["b32"]

@@ -9,10 +9,17 @@ import numpy as np
 import pytest
 
 from proact_onnx.errors import SettingsError
-from proact_onnx.faults import FixedPoint, FloatingPoint, parse_format
+from proact_onnx.faults import FixedPoint, FloatingPoint, Integer, parse_format
 
-EXHAUSTIVE = [(7, 0), (3, 4), (0, 7), (1, 0), (0, 1), (7, 8), (15, 0), (0, 15)]
-SAMPLED = [(15, 16), (31, 0), (0, 31), (10, 13)]
+# Every format of 8 and of 16 bits, and the narrowest ones.
+EXHAUSTIVE = [
+    (0, 0),
+    (1, 0),
+    (0, 1),
+    *((m, 7 - m) for m in range(8)),
+    *((m, 15 - m) for m in range(16)),
+]
+SAMPLED = [*((m, 31 - m) for m in range(32)), (10, 13)]
 
 
 def exact_value(word: int, m: int, n: int) -> Fraction:
@@ -43,9 +50,10 @@ def test_every_word_decodes_exactly_and_comes_back(m: int, n: int) -> None:
     number_format = FixedPoint(m, n)
     words = np.arange(2**number_format.width, dtype=np.uint32)
     decoded = number_format.decode(words)
-    assert [Fraction(value) for value in decoded] == [
-        exact_value(int(word), m, n) for word in words
-    ]
+    top = 2 ** (m + n)
+    integers = [word - 2 * top if word >= top else word for word in range(2 * top)]
+    # Dividing by a power of two is exact.
+    assert decoded.tolist() == [integer / 2**n for integer in integers]
     np.testing.assert_array_equal(number_format.encode(decoded), words)
 
 
@@ -53,7 +61,7 @@ def test_every_word_decodes_exactly_and_comes_back(m: int, n: int) -> None:
 def test_random_words_of_wide_formats_decode_exactly(m: int, n: int) -> None:
     number_format = FixedPoint(m, n)
     rng = np.random.default_rng(m)
-    words = rng.integers(2**number_format.width, size=3000, dtype=np.uint32)
+    words = rng.integers(2**number_format.width, size=10_000, dtype=np.uint32)
     words[:3] = 0, 2**number_format.width - 1, 2 ** (number_format.width - 1)
     decoded = number_format.decode(words)
     assert [Fraction(value) for value in decoded] == [
@@ -205,6 +213,10 @@ def test_shapes_stay(number_format: FixedPoint | FloatingPoint, shape: tuple[int
         ("Q7.8", 16),
         ("Q0.7", 8),
         ("Q31.0", 32),
+        ("Q0.0", 1),
+        ("auto", 32),
+        ("auto16", 16),
+        ("auto8", 8),
         ("float32", 32),
         ("float16", 16),
         ("bfloat16", 16),
@@ -216,15 +228,13 @@ def test_parsed_formats_answer_to_their_name(text: str, width: int) -> None:
     assert number_format.width == width
 
 
-@pytest.mark.parametrize(
-    ("text", "width"), [("Q40.2", 43), ("Q0.0", 1), ("Q16.16", 33), ("Q99.99", 199)]
-)
+@pytest.mark.parametrize(("text", "width"), [("Q40.2", 43), ("Q16.16", 33), ("Q99.99", 199)])
 def test_a_width_that_no_word_has_is_refused(text: str, width: int) -> None:
     with pytest.raises(SettingsError) as caught:
         parse_format(text)
     assert str(caught.value) == (
-        f"format '{text}' takes {width} bits with its sign: choose m and n so that 1 + m + n "
-        "lies between 2 and 32"
+        f"format '{text}' takes {width} bits with its sign: choose m and n so that 1 + m + n is "
+        "at most 32"
     )
 
 
@@ -233,6 +243,66 @@ def test_an_unknown_format_is_refused(text: str) -> None:
     with pytest.raises(SettingsError) as caught:
         parse_format(text)
     assert str(caught.value) == (
-        f"unknown number format {text!r}: use Qm.n (for example Q15.16 or Q7.8), or one of "
+        f"unknown number format {text!r}: use Qm.n (for example Q15.16 or Q7.8), auto, auto16 or "
+        "auto8, or one of "
         "float32, float16, bfloat16"
     )
+
+
+@pytest.mark.parametrize("text", ["auto1", "auto33", "auto0"])
+def test_an_automatic_width_that_no_word_has_is_refused(text: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        parse_format(text)
+    assert str(caught.value) == (
+        f"format '{text}' has words of {int(text[4:])} bits: choose from auto2 to auto32"
+    )
+
+
+@pytest.mark.parametrize("width", [8, 16, 32])
+@pytest.mark.parametrize(
+    ("greatest", "exponent"),
+    [(0.9, 0), (1.0, 1), (-1.0, 1), (0.5, 0), (0.0103, -6), (3e4, 15), (1e-6, -19), (0.0, 0)],
+)
+def test_automatic_formats_leave_no_bit_unused(width: int, greatest: float, exponent: int) -> None:
+    """The smallest power of two above every magnitude is the range."""
+    values = np.array([greatest, greatest / 3, -greatest / 7, 0.0], np.float32)
+    fitted = parse_format(f"auto{width}").fit(values)
+    assert (fitted.width, fitted.saturated(values)) == (width, 0)
+    assert isinstance(fitted, FixedPoint)
+    assert fitted.integer_bits == exponent
+    resolution = 2.0 ** (exponent - width + 1)
+    np.testing.assert_allclose(fitted.decode(fitted.encode(values)), values, atol=resolution / 2)
+
+
+def test_an_automatic_format_grows_where_rounding_reaches_its_end() -> None:
+    values = np.array([127.9, -3.0], np.float32)
+    fitted = parse_format("auto8").fit(values)
+    assert fitted.saturated(values) == 0
+    np.testing.assert_array_equal(fitted.decode(fitted.encode(values)), [128.0, -4.0])
+
+
+@pytest.mark.parametrize("name", ["Q7.8", "float16"])
+def test_other_formats_are_the_same_for_every_tensor(name: str) -> None:
+    chosen = parse_format(name)
+    assert chosen.fit(np.array([1e-9, 1e9], np.float32)) == chosen
+
+
+@pytest.mark.parametrize("name", ["int8", "uint8", "int16", "uint16"])
+def test_every_word_of_an_integer(name: str) -> None:
+    integers = Integer(np.dtype(name))
+    words = np.arange(2**integers.width, dtype=np.uint32)
+    code = {"int8": "b", "uint8": "B", "int16": "h", "uint16": "H"}[name]
+    expected = [
+        struct.unpack(f"<{code}", int(w).to_bytes(integers.width // 8, "little"))[0] for w in words
+    ]
+    assert integers.decode(words).tolist() == expected
+    np.testing.assert_array_equal(integers.encode(np.array(expected, name)), words)
+
+
+def test_random_words_of_wide_integers() -> None:
+    integers = Integer(np.dtype(np.int32))
+    words = np.random.default_rng(0).integers(2**32, size=10_000, dtype=np.uint32)
+    words[:3] = 0, 2**31, 2**32 - 1
+    expected = [struct.unpack("<i", struct.pack("<I", int(word)))[0] for word in words]
+    assert integers.decode(words).tolist() == expected
+    np.testing.assert_array_equal(integers.encode(np.array(expected, np.int32)), words)

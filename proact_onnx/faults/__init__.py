@@ -1,27 +1,53 @@
-"""What can go wrong in memory: number formats, the fault space, and the faults drawn from it."""
+"""What can go wrong in memory: number formats, the fault space, and fault models to draw from."""
 
-from proact_onnx.faults.formats import FixedPoint, FloatingPoint, NumberFormat, parse_format
-from proact_onnx.faults.sampling import FaultMap, draw_faults
+from proact_onnx.faults.formats import (
+    AutoScale,
+    FixedPoint,
+    FloatingPoint,
+    Integer,
+    MemoryFormat,
+    NumberFormat,
+    parse_format,
+)
+from proact_onnx.faults.models import (
+    Along,
+    Count,
+    FaultModel,
+    Rate,
+    Shape,
+    Single,
+    parse_fault_model,
+)
+from proact_onnx.faults.sampling import Effect, FaultMap, stream
 from proact_onnx.faults.space import (
     FaultSpace,
     Kind,
     Parameter,
     fault_space,
     parameter_count,
-    quantised_count,
 )
 
 __all__ = [
+    "Along",
+    "AutoScale",
+    "Count",
+    "Effect",
     "FaultMap",
+    "FaultModel",
     "FaultSpace",
     "FixedPoint",
     "FloatingPoint",
+    "Integer",
     "Kind",
+    "MemoryFormat",
     "NumberFormat",
     "Parameter",
-    "draw_faults",
+    "Rate",
+    "Shape",
+    "Single",
     "fault_space",
     "parameter_count",
+    "parse_fault_model",
     "parse_format",
-    "quantised_count",
+    "stream",
 ]

@@ -13,16 +13,33 @@ from proact_onnx.errors import SettingsError
 Words = npt.NDArray[np.uint32]
 Reals = npt.NDArray[np.floating[Any]]
 
+_WIDEST = 32
+
+
+class MemoryFormat(Protocol):
+    """How real parameters are stored: a user's choice, from which each tensor's format follows."""
+
+    @property
+    def name(self) -> str:
+        """The format's name, as the user writes it."""
+
+    @property
+    def width(self) -> int:
+        """Bits of one word."""
+
+    def fit(self, values: Reals) -> "NumberFormat":
+        """Return the number format of the tensor that holds these values."""
+
 
 class NumberFormat(Protocol):
-    """A storage format: real values to words of ``width`` bits and back.
+    """The format of one tensor: values to words of ``width`` bits and back.
 
     Words are held in uint32 whatever their width; bit 0 is the least significant.
     """
 
     @property
     def name(self) -> str:
-        """The format's name, as the user writes it."""
+        """The format's name."""
 
     @property
     def width(self) -> int:
@@ -46,8 +63,9 @@ class FixedPoint:
     resolution 2^-16.
 
     Attributes:
-        integer_bits: m, bits before the binary point, sign excluded.
-        fraction_bits: n, bits after it.
+        integer_bits: m, bits before the binary point, sign excluded; negative where the word
+            begins behind the point, as in tensors of small values.
+        fraction_bits: n, bits after it; negative where the word ends before the point.
     """
 
     integer_bits: int
@@ -62,6 +80,10 @@ class FixedPoint:
     def width(self) -> int:
         """Bits of one word, sign included."""
         return 1 + self.integer_bits + self.fraction_bits
+
+    def fit(self, values: Reals) -> "FixedPoint":
+        """Return this format: it is the same for every tensor."""
+        return self
 
     def encode(self, values: Reals) -> Words:
         """Round to the nearest word, ties to even, and saturate at the ends of the range.
@@ -130,6 +152,10 @@ class FloatingPoint:
         """Bits of one word."""
         return 8 * self.dtype.itemsize
 
+    def fit(self, values: Reals) -> "FloatingPoint":
+        """Return this format: it is the same for every tensor."""
+        return self
+
     def encode(self, values: Reals) -> Words:
         """Return the bit patterns of the values, rounded to nearest, ties to even."""
         return self._round(values).view(self._word).astype(np.uint32)
@@ -153,6 +179,74 @@ class FloatingPoint:
         return np.dtype(f"u{self.dtype.itemsize}")
 
 
+@dataclass(frozen=True)
+class AutoScale:
+    """Fixed point with the binary point placed for each tensor: dynamic fixed point.
+
+    The point stands so that no value of the tensor saturates and none of the bits is wasted, as
+    in integer accelerators with a power-of-two scale a tensor.
+
+    Attributes:
+        width: Bits of one word, sign included.
+    """
+
+    width: int
+
+    @property
+    def name(self) -> str:
+        """The format's name: ``auto``, with the width where it is not 32."""
+        return "auto" if self.width == _WIDEST else f"auto{self.width}"
+
+    def fit(self, values: Reals) -> FixedPoint:
+        """Return the fixed point with the finest resolution that holds every finite value."""
+        magnitudes = np.abs(values[np.isfinite(values)].astype(np.float64))
+        greatest = float(magnitudes.max(initial=0.0))
+        # frexp: greatest = mantissa * 2**exponent with a mantissa from 0.5 to below 1.
+        exponent = int(np.frexp(greatest)[1]) if greatest else 0
+        fixed = FixedPoint(exponent, self.width - 1 - exponent)
+        if fixed.saturated(values[np.isfinite(values)]):
+            # Rounding lifted the greatest value to the power of two above it.
+            return FixedPoint(exponent + 1, self.width - 2 - exponent)
+        return fixed
+
+
+@dataclass(frozen=True)
+class Integer:
+    """Parameters of a quantised model, whose bits are those of the integers in the file.
+
+    Attributes:
+        dtype: int8, uint8, int16, uint16 or int32.
+    """
+
+    dtype: np.dtype[Any]
+
+    @property
+    def name(self) -> str:
+        """Name of the type."""
+        return str(self.dtype)
+
+    @property
+    def width(self) -> int:
+        """Bits of one word."""
+        return 8 * self.dtype.itemsize
+
+    def encode(self, values: npt.NDArray[Any]) -> Words:
+        """Return the bit patterns of integers of this type."""
+        return np.ascontiguousarray(values).view(self._word).astype(np.uint32)
+
+    def decode(self, words: Words) -> npt.NDArray[np.float64]:
+        """Return the integers; float64 holds each of them exactly."""
+        return np.asarray(words, self._word, order="C").view(self.dtype).astype(np.float64)
+
+    def saturated(self, values: npt.NDArray[Any]) -> int:
+        """Return 0: the integers are stored as they are."""
+        return 0
+
+    @property
+    def _word(self) -> np.dtype[Any]:
+        return np.dtype(f"u{self.dtype.itemsize}")
+
+
 FLOATING_POINT = {
     known.name: known
     for known in map(
@@ -161,11 +255,12 @@ FLOATING_POINT = {
 }
 
 
-def parse_format(name: str) -> NumberFormat:
+def parse_format(name: str) -> MemoryFormat:
     """Return the format that a user's name stands for.
 
     Args:
-        name: ``Qm.n`` with at most 32 bits in all, such as ``Q15.16``, or ``float32``,
+        name: ``Qm.n`` with at most 32 bits in all, such as ``Q15.16``; ``auto``, ``auto16`` or
+            ``auto8``: fixed point of that many bits (32) scaled for each tensor; ``float32``,
             ``float16`` or ``bfloat16``.
 
     Raises:
@@ -175,13 +270,21 @@ def parse_format(name: str) -> NumberFormat:
         return FLOATING_POINT[name]
     if match := re.fullmatch(r"Q([0-9]{1,2})\.([0-9]{1,2})", name):
         fixed = FixedPoint(int(match[1]), int(match[2]))
-        if 2 <= fixed.width <= 32:
+        if fixed.width <= _WIDEST:
             return fixed
         raise SettingsError(
             f"format {name!r} takes {fixed.width} bits with its sign: choose m and n so that "
-            "1 + m + n lies between 2 and 32"
+            f"1 + m + n is at most {_WIDEST}"
+        )
+    if match := re.fullmatch(r"auto([0-9]{0,2})", name):
+        width = int(match[1] or _WIDEST)
+        if 2 <= width <= _WIDEST:
+            return AutoScale(width)
+        raise SettingsError(
+            f"format {name!r} has words of {width} bits: choose from auto2 to auto{_WIDEST}"
         )
     floats = ", ".join(FLOATING_POINT)
     raise SettingsError(
-        f"unknown number format {name!r}: use Qm.n (for example Q15.16 or Q7.8), or one of {floats}"
+        f"unknown number format {name!r}: use Qm.n (for example Q15.16 or Q7.8), auto, auto16 or "
+        f"auto8, or one of {floats}"
     )

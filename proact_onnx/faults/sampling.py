@@ -1,16 +1,28 @@
-"""Drawing faults: which bits flip in one trial."""
+"""Random choices that stay the same whatever else a campaign does, and the maps they make."""
 
 import hashlib
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 
 import numpy as np
 import numpy.typing as npt
 
-from proact_onnx.faults.space import FaultSpace
-
 Indices = npt.NDArray[np.int64]
+Masks = npt.NDArray[np.uint32]
+
+# Rounds of the network that orders a population: four make it pseudo-random (Luby and Rackoff,
+# 1988), and a few more cost nothing here.
+_ROUNDS = 8
+
+
+class Effect(StrEnum):
+    """What a fault does to the bits it hits."""
+
+    FLIP = "flip"
+    STUCK_AT_0 = "stuck-at-0"
+    STUCK_AT_1 = "stuck-at-1"
 
 
 @dataclass(frozen=True)
@@ -19,51 +31,34 @@ class FaultMap:
 
     Attributes:
         words: By parameter name, the flat indices of the words hit (ascending, distinct) and for
-            each the mask of flipped bits. Parameters without a fault are absent.
+            each the mask of faulty bits. Parameters without a fault are absent.
+        effect: What happens to these bits.
     """
 
-    words: Mapping[str, tuple[Indices, npt.NDArray[np.uint32]]]
+    words: Mapping[str, tuple[Indices, Masks]]
+    effect: Effect = Effect.FLIP
 
     @property
-    def flips(self) -> int:
-        """Number of flipped bits."""
+    def sites(self) -> int:
+        """Number of faulty bits; a stuck one may hold its right value all the same."""
         return sum(int(np.bitwise_count(masks).sum()) for _, masks in self.words.values())
 
+    def apply(self, words: Masks, masks: Masks) -> Masks:
+        """Return stored words with the faults in them."""
+        if self.effect is Effect.STUCK_AT_0:
+            return words & ~masks
+        return words | masks if self.effect is Effect.STUCK_AT_1 else words ^ masks
 
-def draw_faults(space: FaultSpace, ber: float, seed: int, trial: int) -> FaultMap:
-    """Flip every bit of the fault space independently with probability ``ber``.
 
-    The number of flips in a parameter of n bits is drawn from Binomial(n, ber) and their
-    positions without replacement, so the count over the whole space is Binomial(bits, ber) and
-    the cost grows with the flips, not with the space.
-
-    Each parameter has a random stream of its own, keyed by (seed, BER, trial, name). The faults
-    therefore depend on nothing else: not on the order of trials, workers or initializers, nor on
-    which other BERs a campaign visits. Two models that share a parameter see the same faults on
-    it, which is what makes their comparison paired.
+def stream(seed: int, trial: int, *key: float | str) -> np.random.Generator:
+    """Return the random numbers of one purpose in one trial.
 
     Args:
-        space: The fault space.
-        ber: Bit error rate, from 0 to 1.
         seed: Seed of the campaign.
         trial: Number of the trial, from 0.
-
-    Returns:
-        The fault sites.
+        *key: What the numbers are for. Streams of different keys are independent.
     """
-    words = {}
-    for parameter in space.parameters:
-        bits = parameter.size * space.width
-        rng = np.random.default_rng((seed, *_key(ber, parameter.name), trial))
-        count = int(rng.binomial(bits, ber))
-        if count:
-            sites = draw_distinct(rng, bits, count)
-            elements = sites // space.width
-            flipped = np.uint32(1) << (sites - elements * space.width).astype(np.uint32)
-            # Sites ascend, so those of one word stand side by side.
-            first = np.flatnonzero(np.diff(elements, prepend=-1))
-            words[parameter.name] = (elements[first], np.bitwise_or.reduceat(flipped, first))
-    return FaultMap(words)
+    return np.random.default_rng((seed, *map(_word, key), trial))
 
 
 def draw_distinct(rng: np.random.Generator, population: int, count: int) -> Indices:
@@ -80,13 +75,51 @@ def draw_distinct(rng: np.random.Generator, population: int, count: int) -> Indi
     if count > population // 2:
         absent = draw_distinct(rng, population, population - count)
         return np.setdiff1d(np.arange(population), absent, assume_unique=True)
-    drawn = np.unique(rng.integers(population, size=count))
+    drawn = _distinct(rng.integers(population, size=count))
     while drawn.size < count:
-        drawn = np.union1d(drawn, rng.integers(population, size=count - drawn.size))
+        more = rng.integers(population, size=count - drawn.size)
+        drawn = _distinct(np.concatenate([drawn, more]))
     return drawn
 
 
-def _key(ber: float, name: str) -> tuple[int, int]:
-    (bits,) = struct.unpack("<Q", struct.pack("<d", ber))
-    (digest,) = struct.unpack("<Q", hashlib.sha256(name.encode()).digest()[:8])
-    return bits, digest
+def place_in_order(seed: int, population: int, position: int) -> int:
+    """Return the element at one position of a random order of ``range(population)``.
+
+    A Feistel network over the next even power of two, walked until it falls inside the range,
+    is a permutation: the order is never written down, so a population of any size can be visited
+    without repetition, one element at a time and by any number of workers.
+
+    Args:
+        seed: Decides the order.
+        population: Number of elements.
+        position: From 0 to ``population - 1``.
+    """
+    half = max(1, (max(1, population - 1).bit_length() + 1) // 2)
+    mask = (1 << half) - 1
+    element = position
+    while True:
+        left, right = element >> half, element & mask
+        for number in range(_ROUNDS):
+            digest = hashlib.sha256(struct.pack("<QQQQ", seed, population, number, right)).digest()
+            left, right = right, left ^ (int.from_bytes(digest[:8], "little") & mask)
+        element = left << half | right
+        if element < population:
+            return element
+
+
+def _distinct(values: Indices) -> Indices:
+    ascending = np.sort(values)
+    fresh = np.empty(ascending.size, bool)
+    fresh[:1] = True
+    np.not_equal(ascending[1:], ascending[:-1], out=fresh[1:])
+    return ascending if fresh.all() else ascending[fresh]
+
+
+def _word(key: float | str) -> int:
+    if isinstance(key, str):
+        (word,) = struct.unpack("<Q", hashlib.sha256(key.encode()).digest()[:8])
+    elif isinstance(key, float):
+        (word,) = struct.unpack("<Q", struct.pack("<d", key))
+    else:
+        word = key
+    return int(word)

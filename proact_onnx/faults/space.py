@@ -3,17 +3,39 @@
 import fnmatch
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from enum import StrEnum
+from typing import Any, NamedTuple
 
+import numpy as np
 import onnx
 from onnx import numpy_helper
 
 from proact_onnx.errors import SettingsError
 from proact_onnx.model import is_threshold
 
-_QUANTISED = (onnx.TensorProto.INT8, onnx.TensorProto.UINT8)
+_INTEGERS = (
+    onnx.TensorProto.INT8,
+    onnx.TensorProto.UINT8,
+    onnx.TensorProto.INT16,
+    onnx.TensorProto.UINT16,
+    onnx.TensorProto.INT32,
+)
+# Where operators of quantised models read integer parameters: all other integers are sizes, axes
+# and zero points, which belong to the program.
+_INTEGER_INPUTS: Mapping[str, frozenset[int]] = {
+    "ConvInteger": frozenset({0, 1}),
+    "DequantizeLinear": frozenset({0}),
+    "DynamicQuantizeMatMul": frozenset({1}),
+    "MatMulInteger": frozenset({0, 1}),
+    "MatMulIntegerToFloat": frozenset({0, 1}),
+    "QGemm": frozenset({0, 3, 6}),
+    "QLinearAdd": frozenset({0, 3}),
+    "QLinearConv": frozenset({0, 3, 8}),
+    "QLinearMatMul": frozenset({0, 3}),
+    "QLinearMul": frozenset({0, 3}),
+}
 _FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE)
 
 # Inputs that describe the computation rather than take part in it: a compiler turns them into
@@ -28,6 +50,8 @@ _BIAS_INPUTS: Mapping[str, frozenset[int]] = {
     "BatchNormalization": frozenset({2, 3}),
     "InstanceNormalization": frozenset({2}),
     "LayerNormalization": frozenset({2}),
+    "QGemm": frozenset({6}),
+    "QLinearConv": frozenset({8}),
 }
 
 
@@ -48,12 +72,19 @@ class Parameter:
         kind: Weight, bias or threshold.
         shape: Its shape.
         layer: Name of the node that reads it first (its output where the node has none).
+        width: Bits of one stored word: those of the memory format, or of the integers of a
+            quantised model.
+        bits: Positions of the bits that can be faulty, ascending; bit 0 is the least significant.
+        quantised: Whether it is stored as the integers in the file, whatever the memory format.
     """
 
     name: str
     kind: Kind
     shape: tuple[int, ...]
     layer: str
+    width: int
+    bits: tuple[int, ...]
+    quantised: bool = False
 
     @property
     def size(self) -> int:
@@ -63,15 +94,13 @@ class Parameter:
 
 @dataclass(frozen=True)
 class FaultSpace:
-    """An ordered list of parameters, each element a word of ``width`` bits.
+    """An ordered list of parameters, each element a word in memory.
 
     Attributes:
         parameters: In the order of the graph.
-        width: Bits of one word.
     """
 
     parameters: tuple[Parameter, ...]
-    width: int
 
     @property
     def elements(self) -> int:
@@ -80,15 +109,21 @@ class FaultSpace:
 
     @property
     def bits(self) -> int:
-        """Number of bits that can flip."""
-        return self.elements * self.width
+        """Number of bits that can be faulty."""
+        return sum(parameter.size * len(parameter.bits) for parameter in self.parameters)
 
-    def restrict(self, kinds: Sequence[str] = (), layers: Sequence[str] = ()) -> "FaultSpace":
-        """Keep the parameters of some kinds, or of some layers.
+    def restrict(
+        self,
+        kinds: Sequence[str] = (),
+        layers: Sequence[str] = (),
+        bits: Collection[int] | None = None,
+    ) -> "FaultSpace":
+        """Keep the parameters of some kinds, or of some layers, or some of their bits.
 
         Args:
             kinds: ``weight``, ``bias``, ``threshold``; empty keeps all.
             layers: Shell patterns matched against layer and parameter names; empty keeps all.
+            bits: Positions of bits, 0 the least significant; None keeps all.
 
         Raises:
             SettingsError: If a kind does not exist or nothing is left.
@@ -112,81 +147,93 @@ class FaultSpace:
                 )
         if layers:
             kept = [p for p in kept if any(_matches(p, pattern) for pattern in layers)]
-        return FaultSpace(tuple(kept), self.width)
+        if bits is not None:
+            widest = max(parameter.width for parameter in kept)
+            kept = [replace(p, bits=tuple(b for b in p.bits if b in bits)) for p in kept]
+            kept = [parameter for parameter in kept if parameter.bits]
+            if not kept:
+                raise SettingsError(
+                    f"no stored word has the bits asked for: they are numbered 0 to {widest - 1}, "
+                    "0 the least significant"
+                )
+        return FaultSpace(tuple(kept))
 
 
 def fault_space(model: onnx.ModelProto, width: int) -> FaultSpace:
     """List the parameters that the model keeps in memory.
 
     These are its floating-point initializers and `Constant` nodes (exporters differ in which they
-    write), and the thresholds that hardening added. A number without an axis, such as a scale or
+    write), the integer weights and biases of quantised models, and the thresholds that hardening
+    added. A number without an axis, such as a scale or
     the zero that all bounds write, is an immediate operand of the program; sizes, paddings and
     clip bounds are part of the computation: none of these are in the fault space.
 
     Args:
         model: Any ONNX model.
-        width: Bits of one stored word.
+        width: Bits of one stored word of a floating-point parameter; integers have their own.
 
     Returns:
         The fault space, in the order in which the graph first reads its parameters.
     """
-    stored = _stored_shapes(model.graph)
+    stored = _stored(model.graph, width)
     readers: dict[str, list[tuple[onnx.NodeProto, int]]] = defaultdict(list)
     for node in _walk(model.graph):
         for position, name in enumerate(node.input):
-            if name in stored:
+            if name in stored and not _structural(node, position, stored[name]):
                 readers[name].append((node, position))
     parameters = []
     for name, uses in readers.items():
-        arithmetic = [
-            (node, position) for node, position in uses if not _structural(node, position)
-        ]
-        if arithmetic:
-            node, position = arithmetic[0]
-            parameters.append(
-                Parameter(
-                    name, _kind(name, stored[name], node, position), stored[name], _layer(node)
-                )
+        node, position = uses[0]
+        shape, bits, integer = stored[name]
+        parameters.append(
+            Parameter(
+                name=name,
+                kind=_kind(name, stored[name], node, position),
+                shape=shape,
+                layer=_layer(node),
+                width=bits,
+                bits=tuple(range(bits)),
+                quantised=integer is not None,
             )
-    return FaultSpace(tuple(parameters), width)
+        )
+    return FaultSpace(tuple(parameters))
 
 
 def parameter_count(model: onnx.ModelProto) -> int:
-    """Number of weights and biases, 8-bit ones included and thresholds left out (Eq. 6)."""
-    floats = fault_space(model, 32).parameters
-    return quantised_count(model) + sum(p.size for p in floats if p.kind is not Kind.THRESHOLD)
+    """Number of weights and biases, quantised ones included and thresholds left out (Eq. 6)."""
+    parameters = fault_space(model, 32).parameters
+    return sum(p.size for p in parameters if p.kind is not Kind.THRESHOLD)
 
 
-def quantised_count(model: onnx.ModelProto) -> int:
-    """Number of weights that are quantised to 8 bits."""
-    return sum(
-        math.prod(tensor.dims)
-        for tensor in model.graph.initializer
-        if tensor.data_type in _QUANTISED
-    )
+class _Stored(NamedTuple):
+    shape: tuple[int, ...]
+    width: int
+    integer: np.dtype[Any] | None
 
 
-def _stored_shapes(graph: onnx.GraphProto) -> dict[str, tuple[int, ...]]:
-    stored = {
-        tensor.name: tuple(tensor.dims)
-        for tensor in graph.initializer
-        if tensor.data_type in _FLOATS
-    }
+def _stored(graph: onnx.GraphProto, width: int) -> dict[str, _Stored]:
+    stored = {}
+    for tensor in graph.initializer:
+        if tensor.data_type in _FLOATS:
+            stored[tensor.name] = _Stored(tuple(tensor.dims), width, None)
+        elif tensor.data_type in _INTEGERS:
+            integer = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
+            stored[tensor.name] = _Stored(tuple(tensor.dims), 8 * integer.itemsize, integer)
     for node in graph.node:
         if node.op_type == "Constant":
             for attribute in node.attribute:
                 if attribute.name == "value" and attribute.t.data_type in _FLOATS:
-                    stored[node.output[0]] = tuple(attribute.t.dims)
+                    stored[node.output[0]] = _Stored(tuple(attribute.t.dims), width, None)
                 elif attribute.name == "value_floats":
-                    stored[node.output[0]] = (len(attribute.floats),)
+                    stored[node.output[0]] = _Stored((len(attribute.floats),), width, None)
         elif node.op_type == "ConstantOfShape":
             shape = _constant_of_shape(graph, node)
             if shape is not None:
-                stored[node.output[0]] = shape
+                stored[node.output[0]] = _Stored(shape, width, None)
     return {
-        name: shape
-        for name, shape in stored.items()
-        if math.prod(shape) > 0 and (shape or is_threshold(name))
+        name: found
+        for name, found in stored.items()
+        if math.prod(found.shape) > 0 and (found.shape or is_threshold(name))
     }
 
 
@@ -213,19 +260,23 @@ def _walk(graph: onnx.GraphProto) -> Iterable[onnx.NodeProto]:
                 yield from _walk(body)
 
 
-def _structural(node: onnx.NodeProto, position: int) -> bool:
+def _structural(node: onnx.NodeProto, position: int, stored: _Stored) -> bool:
+    if stored.integer is not None:
+        return position not in _INTEGER_INPUTS.get(node.op_type, frozenset())
     describes = node.op_type in _STRUCTURAL and position > 0
     return describes and not is_threshold(node.input[position])
 
 
-def _kind(name: str, shape: tuple[int, ...], node: onnx.NodeProto, position: int) -> Kind:
+def _kind(name: str, stored: _Stored, node: onnx.NodeProto, position: int) -> Kind:
     if is_threshold(name):
         return Kind.THRESHOLD
     if position in _BIAS_INPUTS.get(node.op_type, frozenset()):
         return Kind.BIAS
-    if node.op_type == "Add" and math.prod(shape) == max(shape, default=1):
+    # Quantisers write biases in the wide integers that products are summed in.
+    if node.op_type == "DequantizeLinear" and position == 0 and stored.width == 32:
         return Kind.BIAS
-    return Kind.WEIGHT
+    vector = math.prod(stored.shape) == max(stored.shape, default=1)
+    return Kind.BIAS if node.op_type == "Add" and vector else Kind.WEIGHT
 
 
 def _layer(node: onnx.NodeProto) -> str:
