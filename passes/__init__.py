@@ -18,6 +18,7 @@ Run passes with `run_passes`, which also puts back what graphsurgeon loses.
 
 from passes.base import Pass, PassError, PostconditionError, PreconditionError, run_passes
 from passes.cleanup import Cleanup
+from passes.cut import CutPoint, DataFlow, data_flow, part_between
 from passes.expose_tensors import ExposeTensors
 from passes.fold_batchnorm import FoldBatchnorm, Refusal
 from passes.insert_hyrelu import LOWEST_OPSET, Form, InsertHyReLU, Site
@@ -27,6 +28,8 @@ from passes.normalize_activations import NormalizeActivations
 __all__ = [
     "LOWEST_OPSET",
     "Cleanup",
+    "CutPoint",
+    "DataFlow",
     "ExposeTensors",
     "FoldBatchnorm",
     "Form",
@@ -39,5 +42,7 @@ __all__ = [
     "PreconditionError",
     "Refusal",
     "Site",
+    "data_flow",
+    "part_between",
     "run_passes",
 ]

@@ -9,19 +9,22 @@ import onnx.inliner
 import onnx.version_converter
 
 import passes
-from passes import Form, Refusal
+from passes import DataFlow, Form, Refusal, data_flow
 from proact_onnx.activations import find_activations, tensor_types
 from proact_onnx.errors import ModelError
 from proact_onnx.model import FLOAT_TYPES, THRESHOLD_SUFFIX, check_model, opset
 from proact_onnx.thresholds import Thresholds
 
 __all__ = [
+    "DataFlow",
     "Form",
     "Inserted",
     "Prepared",
     "Refusal",
+    "data_flow",
     "expose",
     "insert",
+    "part_between",
     "prepare",
     "raise_opset",
     "threshold_name",
@@ -153,6 +156,22 @@ def expose(model: onnx.ModelProto, tensors: Iterable[str]) -> onnx.ModelProto:
     """
     wanted = list(tensors)
     return _run(_with_types(model, wanted), [passes.ExposeTensors(wanted)])[0]
+
+
+def part_between(
+    model: onnx.ModelProto,
+    start: onnx.ValueInfoProto | None = None,
+    end: onnx.ValueInfoProto | None = None,
+) -> onnx.ModelProto:
+    """Take the part of a model between two tensors, see `passes.part_between`.
+
+    Raises:
+        ModelError: If what is wanted cannot be computed from ``start`` alone.
+    """
+    try:
+        return passes.part_between(model, start, end)
+    except passes.PassError as error:
+        raise ModelError(f"the model cannot be cut: {error}") from error
 
 
 def raise_opset(model: onnx.ModelProto, version: int) -> onnx.ModelProto:

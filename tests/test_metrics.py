@@ -38,10 +38,29 @@ def test_what_is_no_vector_of_scores_is_refused(shape: tuple[int, ...]) -> None:
 
 
 def test_correct_and_corrupted_by_hand() -> None:
-    golden = Predictions(np.array([0, 1, 2, 3, 4]), np.array([True] * 5))
-    faulty = Predictions(np.array([0, 2, 2, 3, 0]), np.array([True, True, False, False, False]))
+    leading = np.array([[0, 2], [1, 2], [2, 0], [3, 0], [4, 0]])
+    golden = Predictions(np.array([0, 1, 2, 3, 4]), np.array([True] * 5), leading)
+    finite = np.array([True, True, False, False, False])
+    faulty = Predictions(np.array([0, 2, 2, 3, 0]), finite, leading)
     assert faulty.correct(np.array([0, 2, 2, 0, 0])).tolist() == [True, True, False, False, False]
     assert faulty.corrupted(golden).tolist() == [False, True, False, False, False]
+    assert faulty.corrupted_beyond_5(golden).tolist() == [False] * 5
+    other = Predictions(np.array([2, 0, 2, 3, 0]), np.array([True] * 5), leading)
+    assert other.corrupted(golden).tolist() == [True, True, False, False, True]
+    assert other.corrupted_beyond_5(golden).tolist() == [False, True, False, False, False]
+
+
+@pytest.mark.parametrize("classes", [2, 5, 12])
+def test_the_leading_classes_are_the_five_best(classes: int) -> None:
+    scores = np.random.default_rng(0).standard_normal((30, classes)).astype(np.float32)
+    best = np.sort(np.argsort(scores, axis=1)[:, -5:], axis=1)
+    np.testing.assert_array_equal(np.sort(top1(scores).leading, axis=1), best)
+
+
+def test_equal_scores_are_no_corruption() -> None:
+    """Of twelve equal scores any five lead; the first is the prediction all the same."""
+    even = top1(np.zeros((3, 12), np.float32))
+    assert not even.corrupted_beyond_5(even).any()
 
 
 def test_taking_some_images() -> None:

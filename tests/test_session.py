@@ -108,6 +108,68 @@ def test_a_gpu_build_that_falls_back_is_found_out(monkeypatch: pytest.MonkeyPatc
 
 
 @NO_GPU
+def test_tensorrt_without_a_gpu_is_refused() -> None:
+    with pytest.raises(SettingsError) as caught:
+        Session(network(), Provider.TENSORRT)
+    assert str(caught.value) == (
+        "ONNX Runtime cannot use TensorRT here: use --provider cuda or cpu, or check the driver, "
+        "the CUDA libraries and the TensorRT libraries"
+    )
+
+
+@pytest.mark.parametrize(
+    ("provider", "package"),
+    [
+        (Provider.CUDA, "onnxruntime-gpu"),
+        (Provider.TENSORRT, "onnxruntime-gpu"),
+        (Provider.OPENVINO, "onnxruntime-openvino"),
+    ],
+)
+def test_a_provider_that_is_not_in_the_build_is_refused(
+    provider: Provider, package: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    with pytest.raises(SettingsError) as caught:
+        Session(network(), provider, 1)
+    assert str(caught.value) == (
+        f"this build of ONNX Runtime does not support {provider}: install {package} in its place, "
+        "or use --provider cpu"
+    )
+    assert Session(network(), Provider.CPU, 1).provider is Provider.CPU
+
+
+@pytest.mark.filterwarnings("ignore:Specified provider")
+def test_a_provider_that_the_session_does_not_take_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    name = "OpenVINOExecutionProvider"
+    if name in onnxruntime.get_available_providers():
+        pytest.skip("OpenVINO is here")
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [name])
+    with pytest.raises(SettingsError, match=r"^ONNX Runtime cannot use OpenVINO here: use "):
+        Session(network(), Provider.OPENVINO, 1)
+    assert "EP Error" not in capfd.readouterr().out
+
+
+def test_a_model_that_fails_while_it_runs_is_refused_in_one_sentence() -> None:
+    model = parse(
+        """<ir_version: 8, opset_import: ["": 17]>
+        net (float[N, 4] x) => (float[A, 3] y) { y = Reshape (x, shape) }""",
+        shape=np.array([-1, 3]),
+    )
+    with pytest.raises(ModelError, match=r"^ONNX Runtime cannot run the model: ") as caught:
+        Session(model, Provider.CPU, 1).run(images(2))
+    assert "\n" not in str(caught.value)
+    assert Session(model, Provider.CPU, 1).run(images(3)).shape == (3, 3)
+
+
+def test_chosen_images_run_like_a_copy_of_them() -> None:
+    session = Session(network(), Provider.CPU, 1, batch_size=2)
+    chosen = np.array([5, 0, 3])
+    np.testing.assert_array_equal(session.run(images(6), chosen), session.run(images(6)[chosen]))
+
+
+@NO_GPU
 def test_onnx_runtime_stays_silent(capfd: pytest.CaptureFixture[str], shared_dir: Path) -> None:
     model = load_model(shared_dir / "models" / "c10_resnet20_torchscript_op17.onnx")
     weights = [tensor.name for tensor in model.graph.initializer][:4]

@@ -1,6 +1,8 @@
 """Running models in ONNX Runtime: sessions, fault engines, profiles and what outputs mean."""
 
+from proact_onnx.engine.cuts import Workload
 from proact_onnx.engine.metrics import Predictions, chance_warning, is_classifier, top1
+from proact_onnx.engine.prefix import PrefixCache, Stage
 from proact_onnx.engine.profile import ActivationProfile, observed_shapes, profile_activations
 from proact_onnx.engine.select import ChosenEngine, FaultEngine, choose_engine
 from proact_onnx.engine.session import Provider, Session, runtime_version
@@ -10,8 +12,11 @@ __all__ = [
     "ChosenEngine",
     "FaultEngine",
     "Predictions",
+    "PrefixCache",
     "Provider",
     "Session",
+    "Stage",
+    "Workload",
     "chance_warning",
     "choose_engine",
     "is_classifier",

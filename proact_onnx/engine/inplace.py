@@ -5,28 +5,37 @@ weights in blocked layouts. A session per trial would cost more than the inferen
 model is optimised once, and the optimised graph is loaded with every initializer placed in memory
 that belongs to us (``SessionOptions.add_initializer``). Writing there changes the next run.
 
-Where the optimiser reordered a parameter, its layout is found by optimising the model a second
-time with parameters whose bit patterns are their own indices. Optimisers that calculate with
-parameters, or merge equal ones, are switched off: what is flipped is always the stored parameter.
+Optimisers that calculate with parameters, or merge equal ones, are switched off: what is flipped is
+always the stored parameter. So is packing, which makes a copy out of reach. Dense layers and batch
+normalisations are rewritten so that they need neither.
 """
 
+import functools
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
 import onnx
 import onnxruntime as ort
 from onnx import numpy_helper
 
-from proact_onnx.engine.session import Array, BatchRunner, Provider, create_session, session_options
-
-Indices = npt.NDArray[np.int64]
+from proact_onnx.engine.dense import dense_to_pointwise
+from proact_onnx.engine.layout import LayoutError, Places, find_places
+from proact_onnx.engine.memory import aligned_copy
+from proact_onnx.engine.normalise import normalisations_to_convolutions
+from proact_onnx.engine.session import (
+    Array,
+    BatchRunner,
+    Indices,
+    Provider,
+    create_session,
+    session_options,
+)
 
 # Names as ONNX Runtime's optimisers register themselves. ConvActivationFusion writes the bounds of
 # a Clip, one of which is a threshold, into an attribute; Relu is fused by the blocked layout too.
 _CALCULATING_OPTIMIZERS = [
+    "Avx2WeightS8ToU8Transformer",
     "ConstantFolding",
     "ConstantSharing",
     "ConvActivationFusion",
@@ -35,16 +44,8 @@ _CALCULATING_OPTIMIZERS = [
     "ConvMulFusion",
     "MatMul_BatchNormalization_Fusion",
     "MatMulScaleFusion",
+    "WeightBiasQuantization",
 ]
-
-# Index i is written as the float whose bit pattern is this base plus i: 1.0 and upwards, far from
-# zeros, subnormals and NaNs that an optimiser might treat specially.
-_PROBE_BASE = 0x3F800000
-_PROBE_LIMIT = 0x7F800000 - _PROBE_BASE
-
-
-class LayoutError(Exception):
-    """The optimised graph does not hold every parameter as stored; the message says why."""
 
 
 class InPlaceEngine:
@@ -58,6 +59,7 @@ class InPlaceEngine:
 
     Raises:
         LayoutError: If a parameter cannot be followed through the optimiser.
+        ModelError: If ONNX Runtime refuses the model.
     """
 
     name = "in place"
@@ -66,11 +68,24 @@ class InPlaceEngine:
     def __init__(
         self, model: onnx.ModelProto, parameters: list[str], threads: int = 0, batch_size: int = 128
     ) -> None:
-        optimised = _optimise(model, threads)
-        self._places = _probe_layout(model, optimised, parameters, threads)
+        rewritten, normalisations = normalisations_to_convolutions(model)
+        self._normalisations = {
+            vector: found
+            for found in normalisations
+            if not set(found.vectors).isdisjoint(parameters)
+            for vector in found.vectors
+        }
+        derived = [n for f in set(self._normalisations.values()) for n in (f.factor, f.shift)]
+        direct = [name for name in parameters if name not in self._normalisations]
+        self._vectors = {
+            tensor.name: numpy_helper.to_array(tensor).copy()
+            for tensor in model.graph.initializer
+            if tensor.name in self._normalisations
+        }
+        optimised, self._places = _follow(rewritten, [*direct, *derived], threads)
         held = {buffer for places in self._places.values() for buffer, _ in places}
         self._buffers = {
-            tensor.name: numpy_helper.to_array(tensor).copy()
+            tensor.name: aligned_copy(numpy_helper.to_array(tensor))
             for tensor in optimised.graph.initializer
             if tensor.name in held
         }
@@ -85,104 +100,63 @@ class InPlaceEngine:
         session = create_session(optimised, Provider.CPU, options)
         self._runner = BatchRunner(session, model, batch_size)
 
-    def run(self, images: Array) -> Array:
-        """Return the model's first output for all images with the parameters as they are now."""
-        return self._runner.run(images)
+    def run(self, images: Array, chosen: Indices | None = None) -> Array:
+        """Return the model's first output for images with the parameters as they are now.
+
+        Args:
+            images: ``[N, ...]``.
+            chosen: Indices of the images to run; all when absent.
+        """
+        return self._runner.run(images, chosen)
+
+    def stream(self, images: Array, chosen: Indices | None = None) -> Iterator[list[Array]]:
+        """Yield all outputs of the model batch by batch, each ``[batch, ...]``; see `run`."""
+        return self._runner.stream(images, self._runner.outputs, chosen)
 
     def write(self, parameter: str, elements: Indices, values: Array) -> None:
         """Overwrite elements of a parameter, by flat index in its stored layout."""
-        for buffer_name, positions in self._places[parameter]:
+        normalisation = self._normalisations.get(parameter)
+        if normalisation is None:
+            self._put(parameter, elements, values)
+            return
+        self._vectors[parameter][elements] = values
+        factors, shifts = normalisation.derive(self._vectors, elements)
+        self._put(normalisation.factor, elements, factors)
+        self._put(normalisation.shift, elements, shifts)
+
+    def _put(self, name: str, elements: Indices, values: Array) -> None:
+        for buffer_name, positions in self._places[name]:
             buffer = self._buffers[buffer_name].reshape(-1)
             buffer[elements if positions is None else positions[elements]] = values
 
 
-def _optimise(model: onnx.ModelProto, threads: int) -> onnx.ModelProto:
+def _follow(
+    model: onnx.ModelProto, parameters: list[str], threads: int, quantised: bool = True
+) -> tuple[onnx.ModelProto, Mapping[str, Places]]:
+    """Optimise a model as far as its parameters can be followed."""
+    optimise = functools.partial(_optimise, threads=threads, quantised=quantised)
+    optimised = optimise(model)
+    try:
+        return optimised, find_places(model, optimised, parameters, optimise)
+    except LayoutError:
+        if not quantised or all(node.op_type != "DequantizeLinear" for node in model.graph.node):
+            raise
+    # Quantised operators derive the scales of biases, which a file may hold as parameters.
+    return _follow(model, parameters, threads, quantised=False)
+
+
+def _optimise(model: onnx.ModelProto, threads: int, quantised: bool) -> onnx.ModelProto:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "optimised.onnx"
         options = session_options(threads)
         options.optimized_model_filepath = str(path)
         options.add_session_config_entry("session.disable_prepacking", "1")
-        create_session(model, Provider.CPU, options, disabled_optimizers=_CALCULATING_OPTIMIZERS)
+        if not quantised:
+            options.add_session_config_entry("session.disable_quant_qdq", "1")
+        create_session(
+            dense_to_pointwise(model),
+            Provider.CPU,
+            options,
+            disabled_optimizers=_CALCULATING_OPTIMIZERS,
+        )
         return onnx.load(path)
-
-
-def _probe_layout(
-    model: onnx.ModelProto, optimised: onnx.ModelProto, parameters: list[str], threads: int
-) -> Mapping[str, list[tuple[str, Indices | None]]]:
-    """Find where each element of each parameter lies in the optimised graph.
-
-    Returns:
-        By parameter, the buffers that hold it, each with the position of every element (None
-        where the layout is the stored one).
-    """
-    probe = onnx.ModelProto()
-    probe.CopyFrom(model)
-    names: list[str] = []
-    starts = [0]
-    wanted = set(parameters)
-    for tensor in probe.graph.initializer:
-        if tensor.name not in wanted:
-            continue
-        stored = numpy_helper.to_array(tensor)
-        if stored.dtype != np.float32:
-            raise LayoutError(f"parameter {tensor.name!r} is stored as {stored.dtype}")
-        end = starts[-1] + stored.size
-        if end > _PROBE_LIMIT:
-            raise LayoutError("the model has too many parameters to number them")
-        patterns = np.arange(starts[-1], end, dtype=np.uint32) + np.uint32(_PROBE_BASE)
-        marked = patterns.view(np.float32).reshape(stored.shape)
-        tensor.CopyFrom(numpy_helper.from_array(marked, tensor.name))
-        names.append(tensor.name)
-        starts.append(end)
-    probed = _optimise(probe, threads)
-    twins = _match(probed, optimised)
-    places: dict[str, list[tuple[str, Indices | None]]] = {name: [] for name in parameters}
-    for tensor in probed.graph.initializer:
-        marked = numpy_helper.to_array(tensor)
-        if marked.dtype != np.float32 or tensor.name not in twins:
-            continue
-        indices = marked.reshape(-1).view(np.uint32).astype(np.int64) - _PROBE_BASE
-        # Blocked layouts pad with zeros, which lie outside the numbered range.
-        numbered = np.flatnonzero((indices >= 0) & (indices < starts[-1]))
-        owners = np.searchsorted(starts, indices[numbered], side="right") - 1
-        for owner in np.unique(owners):
-            held = numbered[owners == owner]
-            size = starts[owner + 1] - starts[owner]
-            positions = np.full(size, -1, np.int64)
-            positions[indices[held] - starts[owner]] = held
-            if held.size != size or (positions < 0).any():
-                raise LayoutError(
-                    "the optimiser calculates with parameters, or splits them, as with "
-                    f"{names[owner]!r}"
-                )
-            stored_order = bool((positions == np.arange(size)).all())
-            places[names[owner]].append((twins[tensor.name], None if stored_order else positions))
-    for name, found in places.items():
-        if not found:
-            raise LayoutError(f"the optimiser leaves no trace of parameter {name!r}")
-    return places
-
-
-def _match(probed: onnx.ModelProto, optimised: onnx.ModelProto) -> dict[str, str]:
-    """Pair the tensors of two optimised graphs that differ in the names the optimiser makes up.
-
-    Returns:
-        Names in the optimised graph by names in the probed one.
-
-    Raises:
-        LayoutError: If the graphs differ in anything else.
-    """
-    twins: dict[str, str] = {}
-    same = len(probed.graph.node) == len(optimised.graph.node)
-    for ours, theirs in zip(probed.graph.node, optimised.graph.node, strict=False):
-        same = same and _signature(ours) == _signature(theirs)
-        pairs = zip([*ours.input, *ours.output], [*theirs.input, *theirs.output], strict=False)
-        same = same and all(twins.setdefault(a, b) == b for a, b in pairs)
-    if not same or len(set(twins.values())) < len(twins):
-        raise LayoutError("the optimiser treats the graph differently for other values")
-    return twins
-
-
-def _signature(node: onnx.NodeProto) -> tuple[object, ...]:
-    attributes = sorted(a.SerializeToString(deterministic=True) for a in node.attribute)
-    return (node.domain, node.op_type, len(node.input), len(node.output), *attributes)

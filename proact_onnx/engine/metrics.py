@@ -12,19 +12,23 @@ from proact_onnx.errors import ModelError
 Classes = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
 
+_LEADING = 5
+
 
 @dataclass(frozen=True)
 class Predictions:
-    """Top-1 predictions of a classifier.
+    """Predictions of a classifier.
 
     Attributes:
         classes: int64 ``[N]``, the class with the largest score; meaningless where not finite.
         finite: bool ``[N]``, whether all scores of the image are finite. An output with an
             infinity or a NaN is a detectable error, not a silent one.
+        leading: int64 ``[N, min(5, K)]``, the classes with the largest scores, in no order.
     """
 
     classes: Classes
     finite: Flags
+    leading: Classes
 
     def correct(self, labels: Classes) -> Flags:
         """Tell which images are classified as labelled, ``[N]``; a non-finite output is wrong."""
@@ -32,16 +36,27 @@ class Predictions:
         return right
 
     def corrupted(self, golden: "Predictions") -> Flags:
-        """Tell which images suffer silent data corruption (SDC), ``[N]``.
+        """Tell which images suffer silent data corruption, SDC-1, ``[N]``.
 
         Their output is finite and its top-1 class differs from the golden run's.
         """
         changed: Flags = self.finite & (self.classes != golden.classes)
         return changed
 
+    def corrupted_beyond_5(self, golden: "Predictions") -> Flags:
+        """Tell which images suffer SDC-5, ``[N]``.
+
+        Their output is finite and its top-1 class is not among the golden run's top five (Li et
+        al., SC 2017).
+        """
+        among = (self.classes[:, None] == golden.leading).any(axis=1)
+        # Of more than five equal scores, the leading ones need not include the first.
+        beyond: Flags = self.corrupted(golden) & ~among
+        return beyond
+
     def take(self, indices: npt.NDArray[np.int64]) -> "Predictions":
         """Return the predictions for some of the images."""
-        return Predictions(self.classes[indices], self.finite[indices])
+        return Predictions(self.classes[indices], self.finite[indices], self.leading[indices])
 
 
 def is_classifier(scores: npt.NDArray[Any]) -> bool:
@@ -65,7 +80,10 @@ def top1(scores: npt.NDArray[Any]) -> Predictions:
         )
     flat = scores.reshape(len(scores), -1)
     finite = np.isfinite(flat).all(axis=1)
-    return Predictions(np.where(finite[:, None], flat, 0).argmax(axis=1), finite)
+    usable = np.where(finite[:, None], flat, 0)
+    count = min(_LEADING, flat.shape[1])
+    leading = np.argpartition(usable, -count, axis=1)[:, -count:]
+    return Predictions(usable.argmax(axis=1), finite, leading)
 
 
 def chance_warning(accuracy: float, classes: int, images: int) -> str | None:

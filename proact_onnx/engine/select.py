@@ -1,5 +1,6 @@
 """Choosing the engine of a campaign: the fastest one that is proved right on this model."""
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -7,19 +8,28 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from proact_onnx.engine.inplace import Indices, InPlaceEngine, LayoutError
-from proact_onnx.engine.portable import FreshSessionEngine, WeightsAsInputsEngine
-from proact_onnx.engine.session import Array, Provider
+from proact_onnx.engine.device import DeviceEngine
+from proact_onnx.engine.inplace import InPlaceEngine
+from proact_onnx.engine.layout import LayoutError
+from proact_onnx.engine.portable import FreshSessionEngine
+from proact_onnx.engine.session import Array, Indices, Provider
 from proact_onnx.errors import ModelError
 from proact_onnx.model import computes_in_float16
 
 # How far outputs may lie apart, relative to the largest. Engines add in another order and round
-# intermediate results at other places, which shows in the precision that the model computes with.
+# intermediate results at other places, which shows in the precision that the model computes with;
+# in a quantised model it may decide a tie, and moves outputs by steps of its quantisers.
 _AGREEMENT = 1e-3
 _AGREEMENT_FLOAT16 = 3e-2
+_AGREEMENT_QUANTISED = 6e-2
 _CHECK_IMAGES = 4
-# Large enough to be seen in the outputs, small enough to keep them finite.
-_DISTURBANCE = 0.25
+_CHECK_ELEMENTS = 3
+_PLACES = {
+    Provider.CPU: "the CPU",
+    Provider.CUDA: "the GPU",
+    Provider.TENSORRT: "the GPU by TensorRT",
+    Provider.OPENVINO: "the CPU by OpenVINO",
+}
 
 
 class FaultEngine(Protocol):
@@ -33,8 +43,17 @@ class FaultEngine(Protocol):
     def provider(self) -> Provider:
         """Where it runs."""
 
-    def run(self, images: Array) -> Array:
-        """Return the model's first output for all images with the parameters as they are now."""
+    def run(self, images: Array, chosen: Indices | None = None) -> Array:
+        """Return the model's first output for images with the parameters as they are now.
+
+        Args:
+            images: ``[N, ...]``.
+            chosen: Indices of the images to run; all when absent. An engine may keep ``images``
+                for later runs when this is given, so they must not change.
+        """
+
+    def stream(self, images: Array, chosen: Indices | None = None) -> Iterator[list[Array]]:
+        """Yield all outputs of the model batch by batch, each ``[batch, ...]``; see `run`."""
 
     def write(self, parameter: str, elements: Indices, values: Array) -> None:
         """Overwrite elements of a parameter, by flat index in its stored layout."""
@@ -64,8 +83,8 @@ def choose_engine(
     """Open the fastest engine that can be trusted on this model.
 
     On the CPU the in-place engine is tried first. Overwriting an initializer in place works, but
-    the runtime's documentation does not promise it, so it must first pass a test: one element of
-    every parameter is disturbed, the outputs are compared with those of a new session that was
+    the runtime's documentation does not promise it, so it must first pass a test: some elements of
+    every parameter are disturbed, the outputs are compared with those of a new session that was
     created with the disturbed parameters, and after undoing the disturbance with those of the
     undisturbed one. Parameters as graph inputs are documented behaviour and need no proof; they
     would only fail it by rounding, where a value falls to the other side of a threshold.
@@ -80,7 +99,7 @@ def choose_engine(
 
     Raises:
         ModelError: If ONNX Runtime refuses the model.
-        SettingsError: If CUDA was asked for and does not work here.
+        SettingsError: If the provider was asked for and does not work here.
     """
     fresh = FreshSessionEngine(model, parameters, provider, threads, batch_size)
     reasons = []
@@ -94,8 +113,8 @@ def choose_engine(
                 return ChosenEngine(engine, _notice(engine, reasons))
             reasons.append(f"{engine.name} disagreed with a fresh session")
     try:
-        inputs = WeightsAsInputsEngine(model, parameters, provider, threads, batch_size)
-    except ModelError as error:
+        inputs = DeviceEngine(model, parameters, provider, threads, batch_size)
+    except (LayoutError, ModelError) as error:
         reasons.append(str(error))
         return ChosenEngine(fresh, _notice(fresh, reasons))
     return ChosenEngine(inputs, _notice(inputs, reasons))
@@ -108,31 +127,51 @@ def _proved(
     parameters: list[str],
     images: Array,
 ) -> bool:
-    outputs = _disturbed_outputs(model, parameters, engine, images)
-    expected = _disturbed_outputs(model, parameters, fresh, images)
-    tolerance = _tolerance(model)
-    return all(_agree(a, b, tolerance) for a, b in zip(outputs, expected, strict=True))
-
-
-def _disturbed_outputs(
-    model: onnx.ModelProto, parameters: list[str], engine: FaultEngine, images: Array
-) -> tuple[Array, Array]:
-    """Outputs with one element of every parameter disturbed, and after undoing it."""
-    rng = np.random.default_rng(0)
+    """Tell whether an engine gives what a fresh session gives, disturbed and restored."""
     stored = {t.name: t for t in model.graph.initializer}
-    originals = {}
+    rng = np.random.default_rng(0)
+    before, after = {}, {}
     for name in parameters:
         values = numpy_helper.to_array(stored[name]).reshape(-1)
-        element = rng.integers(values.size, size=1)
-        originals[name] = (element, values[element])
-        engine.write(name, element, values[element] + values.dtype.type(_DISTURBANCE))
-    disturbed = engine.run(images)
-    for name, (element, value) in originals.items():
-        engine.write(name, element, value)
-    return disturbed, engine.run(images)
+        elements = rng.choice(values.size, min(values.size, _CHECK_ELEMENTS), replace=False)
+        before[name] = (elements, values[elements])
+        after[name] = (elements, _disturb(values, elements))
+    expected = [fresh.run(images), _run_with(fresh, after, images)]
+    for name, original in before.items():
+        fresh.write(name, *original)
+    try:
+        outputs = [_run_with(engine, after, images), _run_with(engine, before, images)]
+    except ModelError:
+        return False
+    tolerance = _tolerance(model)
+    return all(_agree(a, b, tolerance) for a, b in zip(outputs[::-1], expected, strict=True))
+
+
+def _run_with(
+    engine: FaultEngine, writes: Mapping[str, tuple[Indices, Array]], images: Array
+) -> Array:
+    for name, (elements, values) in writes.items():
+        engine.write(name, elements, values)
+    return engine.run(images)
+
+
+def _disturb(values: Array, elements: Indices) -> Array:
+    """Other values for some elements: far enough to be seen, near enough to stay finite."""
+    before = values[elements]
+    after: Array
+    if values.dtype.kind in "iu":
+        # The highest bit in use of a two's complement number, which is not its sign.
+        highest = max(int(values.max()), ~int(values.min()), 1).bit_length() - 1
+        after = before ^ values.dtype.type(1 << highest)
+    else:
+        largest = np.abs(values[np.isfinite(values)]).max(initial=0)
+        after = before + (largest or values.dtype.type(1))
+    return after
 
 
 def _tolerance(model: onnx.ModelProto) -> float:
+    if any(node.op_type == "QuantizeLinear" for node in model.graph.node):
+        return _AGREEMENT_QUANTISED
     return _AGREEMENT_FLOAT16 if computes_in_float16(model) else _AGREEMENT
 
 
@@ -148,6 +187,5 @@ def _agree(outputs: Array, expected: Array, tolerance: float) -> bool:
 
 
 def _notice(engine: FaultEngine, reasons: list[str]) -> str:
-    place = "GPU" if engine.provider is Provider.CUDA else "CPU"
     because = f", because {'; '.join(reasons)}" if reasons else ""
-    return f"engine: {engine.name} on the {place}{because}"
+    return f"engine: {engine.name} on {_PLACES[engine.provider]}{because}"

@@ -3,7 +3,7 @@
 import ctypes
 import functools
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from enum import StrEnum
 from typing import Any
 
@@ -16,19 +16,49 @@ from proact_onnx.errors import ModelError, SettingsError
 from proact_onnx.model import ModelInput, image_input, output_names
 
 Array = npt.NDArray[Any]
+Indices = npt.NDArray[np.int64]
 
 
 class Provider(StrEnum):
-    """Where ONNX Runtime executes."""
+    """Where ONNX Runtime executes; ``auto`` is CUDA where it works, and the CPU elsewhere."""
 
     AUTO = "auto"
     CPU = "cpu"
     CUDA = "cuda"
+    TENSORRT = "tensorrt"
+    OPENVINO = "openvino"
 
 
-_CPU = "CPUExecutionProvider"
-_CUDA = "CUDAExecutionProvider"
-_NO_PARAMETERS: Mapping[str, Array] = {}
+# What a provider cannot run goes to the one after it.
+_REGISTERED: dict[Provider, list[str]] = {
+    Provider.CPU: ["CPUExecutionProvider"],
+    Provider.CUDA: ["CUDAExecutionProvider", "CPUExecutionProvider"],
+    Provider.TENSORRT: [
+        "TensorrtExecutionProvider",
+        "CUDAExecutionProvider",
+        "CPUExecutionProvider",
+    ],
+    Provider.OPENVINO: ["OpenVINOExecutionProvider", "CPUExecutionProvider"],
+}
+_ON_CUDA = (Provider.CUDA, Provider.TENSORRT)
+_PACKAGES = {
+    Provider.CUDA: "onnxruntime-gpu",
+    Provider.TENSORRT: "onnxruntime-gpu",
+    Provider.OPENVINO: "onnxruntime-openvino",
+}
+_UNUSABLE = {
+    Provider.CUDA: (
+        "ONNX Runtime finds no usable CUDA device here: use --provider cpu, or check the driver "
+        "and the CUDA libraries"
+    ),
+    Provider.TENSORRT: (
+        "ONNX Runtime cannot use TensorRT here: use --provider cuda or cpu, or check the driver, "
+        "the CUDA libraries and the TensorRT libraries"
+    ),
+    Provider.OPENVINO: (
+        "ONNX Runtime cannot use OpenVINO here: use --provider cpu, or check the OpenVINO libraries"
+    ),
+}
 
 
 def session_options(threads: int = 0, *, optimise: bool = True) -> ort.SessionOptions:
@@ -52,43 +82,71 @@ def create_session(
     options: ort.SessionOptions | None = None,
     **arguments: Any,
 ) -> ort.InferenceSession:
-    """Create a session, on a GPU where one is usable and asked for.
+    """Create a session where it was asked for.
 
     The GPU build of ONNX Runtime lists CUDA on machines that have none and falls back silently;
     only the session itself knows where it runs, so that is what is checked.
 
     Args:
         model: The model, weights included.
-        provider: ``auto`` takes CUDA when it works and the CPU otherwise.
+        provider: Where to run.
         options: Session options; quiet defaults when absent.
         **arguments: Passed on to ``onnxruntime.InferenceSession``.
 
     Raises:
         ModelError: If ONNX Runtime refuses the model.
-        SettingsError: If CUDA was asked for and does not work here.
+        SettingsError: If the provider was asked for and does not work here.
     """
-    wanted = [_CPU]
-    if provider is not Provider.CPU and _cuda_usable():
-        wanted.insert(0, _CUDA)
+    wanted = _providers(provider)
+    content = model.SerializeToString()
+
+    def open_on(providers: list[str]) -> ort.InferenceSession:
+        # Falling back by itself, ONNX Runtime would talk, and forget the arguments.
+        return ort.InferenceSession(
+            content,
+            options or session_options(),
+            providers=providers,
+            enable_fallback=False,
+            **arguments,
+        )
+
     try:
-        session = ort.InferenceSession(
-            model.SerializeToString(), options or session_options(), providers=wanted, **arguments
-        )
+        try:
+            session = open_on(wanted)
+        except Exception:
+            # Whether the provider or the model is at fault shows where every model runs.
+            session = open_on(_REGISTERED[Provider.CPU])
     except Exception as error:
-        reason = " ".join(str(error).split())
-        raise ModelError(f"ONNX Runtime cannot run the model: {reason}") from error
-    if provider is Provider.CUDA and session.get_providers()[0] != _CUDA:
-        raise SettingsError(
-            "ONNX Runtime finds no usable CUDA device here: use --provider cpu, or check the "
-            "driver and the CUDA libraries"
-        )
+        raise refused(error) from error
+    if provider is not Provider.AUTO and session.get_providers()[0] != wanted[0]:
+        raise SettingsError(_UNUSABLE[provider])
     return session
+
+
+def refused(error: Exception) -> ModelError:
+    """Put what ONNX Runtime says about a model into one sentence."""
+    return ModelError(f"ONNX Runtime cannot run the model: {' '.join(str(error).split())}")
+
+
+def _providers(provider: Provider) -> list[str]:
+    """Names of the providers to ask for, most wanted first."""
+    if provider is Provider.AUTO:
+        return _REGISTERED[Provider.CUDA if _cuda_usable() else Provider.CPU]
+    wanted = _REGISTERED[provider]
+    if provider is not Provider.CPU and wanted[0] not in ort.get_available_providers():
+        raise SettingsError(
+            f"this build of ONNX Runtime does not support {provider}: install "
+            f"{_PACKAGES[provider]} in its place, or use --provider cpu"
+        )
+    if provider in _ON_CUDA and not _cuda_usable():
+        raise SettingsError(_UNUSABLE[provider])
+    return wanted
 
 
 @functools.cache
 def _cuda_usable() -> bool:
     """Tell whether there is a device to try; ONNX Runtime complains loudly where there is none."""
-    if _CUDA not in ort.get_available_providers():
+    if _REGISTERED[Provider.CUDA][0] not in ort.get_available_providers():
         return False
     try:
         driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
@@ -109,7 +167,8 @@ def runtime_version() -> str:
 
 def running_provider(session: ort.InferenceSession) -> Provider:
     """Return where a session really runs."""
-    return Provider.CUDA if session.get_providers()[0] == _CUDA else Provider.CPU
+    first = session.get_providers()[0]
+    return next(provider for provider, names in _REGISTERED.items() if names[0] == first)
 
 
 class BatchRunner:
@@ -130,25 +189,30 @@ class BatchRunner:
         self.outputs = output_names(model)
         self._batch_size = batch_size
 
-    def run(self, images: Array, parameters: Mapping[str, Array] = _NO_PARAMETERS) -> Array:
-        """Return the model's first output for all images, ``[N, ...]``.
+    def run(self, images: Array, chosen: Indices | None = None) -> Array:
+        """Return the model's first output, ``[N, ...]``.
 
         Args:
             images: ``[N, ...]``.
-            parameters: Values of further graph inputs, the same for every batch.
+            chosen: Indices of the images to run; all when absent.
         """
-        streamed = self.stream(images, self.outputs[:1], parameters)
+        streamed = self.stream(images, self.outputs[:1], chosen)
         return np.concatenate([values[0] for values in streamed])
 
     def stream(
-        self,
-        images: Array,
-        outputs: Sequence[str],
-        parameters: Mapping[str, Array] = _NO_PARAMETERS,
+        self, images: Array, outputs: Sequence[str], chosen: Indices | None = None
     ) -> Iterator[list[Array]]:
-        """Yield the named outputs batch by batch, each ``[batch, ...]``."""
+        """Yield the named outputs batch by batch, each ``[batch, ...]``.
+
+        Raises:
+            ModelError: If ONNX Runtime fails at running the model.
+        """
+        images = images if chosen is None else images[chosen]
         for batch, count in batches(images, self.input, self._batch_size):
-            values = self._session.run(list(outputs), {self.input.name: batch, **parameters})
+            try:
+                values = self._session.run(list(outputs), {self.input.name: batch})
+            except Exception as error:
+                raise refused(error) from error
             yield [np.atleast_1d(value)[:count] for value in values]
 
 

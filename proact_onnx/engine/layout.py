@@ -1,0 +1,161 @@
+"""Where the parameters of a model lie once ONNX Runtime has optimised its graph.
+
+Optimisers reorder weights, as blocked convolutions do. Their layout is found by optimising the
+model a second time, with parameters whose bit patterns are their own indices. Integers have too few
+bit patterns for that; quantised operators read their weights as stored, so these must lie unchanged
+under their own name.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import numpy_helper
+
+from proact_onnx.engine.session import Indices
+
+Optimise = Callable[[onnx.ModelProto], onnx.ModelProto]
+# Buffers that hold a parameter, each with the position of every element of the parameter (None
+# where the layout is the stored one).
+Places = list[tuple[str, npt.NDArray[np.signedinteger[Any]] | None]]
+
+# Index i is written as the float whose bit pattern is this base plus i: 1.0 and upwards, far from
+# zeros, subnormals and NaNs that an optimiser might treat specially.
+_PROBE_BASE = 0x3F800000
+_PROBE_LIMIT = 0x7F800000 - _PROBE_BASE
+
+
+class LayoutError(Exception):
+    """The optimised graph does not hold every parameter as stored; the message says why."""
+
+
+def find_places(
+    model: onnx.ModelProto, optimised: onnx.ModelProto, parameters: list[str], optimise: Optimise
+) -> Mapping[str, Places]:
+    """Find where each element of each parameter lies in the optimised graph.
+
+    Args:
+        model: The model, every parameter an initializer.
+        optimised: What ``optimise`` makes of it.
+        parameters: Names of the parameters.
+        optimise: Rewrites a model without calculating with its parameters.
+
+    Raises:
+        LayoutError: If a parameter is not in the optimised graph as it is stored, or is neither
+            float32 nor an integer.
+    """
+    stored = {t.name: t for t in model.graph.initializer if t.name in set(parameters)}
+    floats = [t for t in stored.values() if t.data_type == onnx.TensorProto.FLOAT]
+    places = _probe(model, optimised, floats, optimise) if floats else {}
+    kept = {tensor.name: tensor for tensor in optimised.graph.initializer}
+    for name, tensor in stored.items():
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
+        if tensor.data_type == onnx.TensorProto.FLOAT:
+            continue
+        if dtype.kind not in "iu":
+            raise LayoutError(f"parameter {name!r} is stored as {dtype}")
+        if name not in kept or not _same(kept[name], tensor):
+            raise LayoutError(f"the optimiser changes parameter {name!r}")
+        places[name] = [(name, None)]
+    return places
+
+
+def _same(one: onnx.TensorProto, other: onnx.TensorProto) -> bool:
+    return (
+        one.data_type == other.data_type
+        and one.dims == other.dims
+        and numpy_helper.to_array(one).tobytes() == numpy_helper.to_array(other).tobytes()
+    )
+
+
+def _probe(
+    model: onnx.ModelProto,
+    optimised: onnx.ModelProto,
+    parameters: list[onnx.TensorProto],
+    optimise: Optimise,
+) -> dict[str, Places]:
+    """Find the places of float32 parameters."""
+    names = [tensor.name for tensor in parameters]
+    sizes = [math.prod(tensor.dims) for tensor in parameters]
+    starts = np.cumsum([0, *sizes])
+    if starts[-1] > _PROBE_LIMIT:
+        raise LayoutError("the model has too many parameters to number them")
+    probe = onnx.ModelProto()
+    probe.CopyFrom(model)
+    numbered_from = dict(zip(names, starts, strict=False))
+    for tensor in probe.graph.initializer:
+        if tensor.name in numbered_from:
+            patterns = np.arange(math.prod(tensor.dims), dtype=np.uint32)
+            patterns += np.uint32(numbered_from[tensor.name] + _PROBE_BASE)
+            marked = patterns.view(np.float32).reshape(tensor.dims)
+            tensor.CopyFrom(numpy_helper.from_array(marked, tensor.name))
+    probed = optimise(probe)
+    twins = _match(probed, optimised)
+    before = {tensor.name: tensor for tensor in optimised.graph.initializer}
+    places: dict[str, Places] = {name: [] for name in names}
+    for tensor in probed.graph.initializer:
+        twin = before.get(twins.get(tensor.name, ""))
+        # A constant that is no parameter may hold numbers like those that mark parameters.
+        if twin is None or tensor.data_type != onnx.TensorProto.FLOAT or _same(tensor, twin):
+            continue
+        marked = numpy_helper.to_array(tensor)
+        indices = marked.reshape(-1).view(np.uint32).astype(np.int64) - _PROBE_BASE
+        # Blocked layouts pad with zeros, which lie outside the numbered range.
+        numbered = np.flatnonzero((indices >= 0) & (indices < starts[-1]))
+        for owner, held in _by_owner(indices, numbered, starts):
+            size = sizes[owner]
+            # A model has as many of these as parameters: half the width is half the memory.
+            narrow = marked.size <= np.iinfo(np.int32).max
+            positions = np.full(size, -1, np.int32 if narrow else np.int64)
+            positions[indices[held] - starts[owner]] = held
+            if held.size != size or (positions < 0).any():
+                raise LayoutError(
+                    "the optimiser calculates with parameters, or splits them, as with "
+                    f"{names[owner]!r}"
+                )
+            stored_order = bool((positions == np.arange(size)).all())
+            places[names[owner]].append((twin.name, None if stored_order else positions))
+    for name, found in places.items():
+        if not found:
+            raise LayoutError(f"the optimiser leaves no trace of parameter {name!r}")
+    return places
+
+
+def _by_owner(indices: Indices, numbered: Indices, starts: Indices) -> list[tuple[int, Indices]]:
+    """Divide the numbered elements of a tensor among the parameters that the numbers belong to."""
+    if not len(numbered):
+        return []
+    found = indices[numbered]
+    lowest, highest = np.searchsorted(starts, [found.min(), found.max()], side="right") - 1
+    if lowest == highest:
+        return [(int(lowest), numbered)]
+    owners = np.searchsorted(starts, found, side="right") - 1
+    return [(int(owner), numbered[owners == owner]) for owner in np.unique(owners)]
+
+
+def _match(probed: onnx.ModelProto, optimised: onnx.ModelProto) -> dict[str, str]:
+    """Pair the tensors of two optimised graphs that differ in the names the optimiser makes up.
+
+    Returns:
+        Names in the optimised graph by names in the probed one.
+
+    Raises:
+        LayoutError: If the graphs differ in anything else.
+    """
+    twins: dict[str, str] = {}
+    same = len(probed.graph.node) == len(optimised.graph.node)
+    for ours, theirs in zip(probed.graph.node, optimised.graph.node, strict=False):
+        same = same and _signature(ours) == _signature(theirs)
+        pairs = zip([*ours.input, *ours.output], [*theirs.input, *theirs.output], strict=False)
+        same = same and all(twins.setdefault(a, b) == b for a, b in pairs)
+    if not same or len(set(twins.values())) < len(twins):
+        raise LayoutError("the optimiser treats the graph differently for other values")
+    return twins
+
+
+def _signature(node: onnx.NodeProto) -> tuple[object, ...]:
+    attributes = sorted(a.SerializeToString(deterministic=True) for a in node.attribute)
+    return (node.domain, node.op_type, len(node.input), len(node.output), *attributes)
