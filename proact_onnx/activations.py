@@ -7,7 +7,7 @@ import numpy as np
 import onnx
 
 from proact_onnx.messages import extents, node_reads, without_weights
-from proact_onnx.model import FLOAT_TYPES, HYRELU, is_threshold, opset
+from proact_onnx.model import FLOAT_TYPES, HYRELU, THRESHOLD_SUFFIX, is_threshold, opset
 
 # Shapes are computed from small tensors only: the inputs of Reshape, Slice, Resize and their kind.
 _LARGEST_SHAPE_INPUT = 4096
@@ -64,6 +64,23 @@ def find_activations(model: onnx.ModelProto) -> list[Activation]:
         if is_activation or not is_last:
             leading |= node_reads(node)
     return found[::-1]
+
+
+def activation_outputs(model: onnx.ModelProto) -> list[str]:
+    """Name the outputs of all activations, bounded ones included, in topological order.
+
+    Hardening keeps these names, so a model and its hardened file have the same.
+
+    Args:
+        model: The model; nodes in topological order.
+    """
+    wanted = {activation.tensor for activation in find_activations(model)}
+    wanted |= {
+        tensor.name.removesuffix(THRESHOLD_SUFFIX)
+        for tensor in model.graph.initializer
+        if is_threshold(tensor.name)
+    }
+    return [name for node in model.graph.node for name in node.output if name in wanted]
 
 
 def tensor_types(model: onnx.ModelProto) -> dict[str, onnx.ValueInfoProto]:

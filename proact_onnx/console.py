@@ -51,6 +51,10 @@ class BarReporter:
         """Move the current bar on."""
         self._progress.advance(self._task, steps)  # type: ignore[arg-type]
 
+    def expect(self, total: int) -> None:
+        """Make the current bar shorter or longer."""
+        self._progress.update(self._task, total=total)  # type: ignore[arg-type]
+
     def notice(self, text: str) -> None:
         """Print a sentence above the bars."""
         self._console.print(escape(text), soft_wrap=not self._console.is_terminal)

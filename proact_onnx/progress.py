@@ -15,6 +15,9 @@ class Reporter(Protocol):
     def advance(self, steps: int = 1) -> None:
         """Count finished steps of the current task."""
 
+    def expect(self, total: int) -> None:
+        """Correct the number of steps of the current task."""
+
     def notice(self, text: str) -> None:
         """Pass on one sentence the user may want to know."""
 
@@ -32,6 +35,9 @@ class LogReporter:
         """Do nothing."""
 
     def advance(self, steps: int = 1) -> None:
+        """Do nothing."""
+
+    def expect(self, total: int) -> None:
         """Do nothing."""
 
     def notice(self, text: str) -> None:

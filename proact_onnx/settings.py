@@ -2,10 +2,11 @@
 
 import dataclasses
 import math
+import re
 import tomllib
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -15,12 +16,25 @@ from proact_onnx.data import Layout, Part, Preprocessing
 from proact_onnx.errors import SettingsError
 
 SETTINGS_FILE = "proact.toml"
+PROVIDERS = ("auto", "cpu", "cuda", "tensorrt", "openvino")
+EFFECTS = ("flip", "stuck-at-0", "stuck-at-1")
+BURST_AXES = ("bits", "words")
+PAPER_TRIALS = 500
+
+_DEFAULT_BER = 1e-6
+# With --half-width, trials go on until the interval is narrow enough, but not for ever.
+_MOST_TRIALS = 100_000
 
 
 def _check(value: float, name: str, low: float, high: float = float("inf")) -> None:
     if not (low <= value <= high and math.isfinite(value)):
         span = f"at least {low:g}" if high == float("inf") else f"between {low:g} and {high:g}"
         raise SettingsError(f"{name} must be {span}, not {value:g}: choose another value")
+
+
+def _check_choice(value: str, name: str, known: Sequence[str]) -> None:
+    if value not in known:
+        raise SettingsError(f"unknown {name} {value!r}: choose among {', '.join(known)}")
 
 
 @dataclass(frozen=True)
@@ -49,20 +63,23 @@ class RuntimeSettings:
     """How ONNX Runtime executes.
 
     Attributes:
-        provider: ``auto``, ``cpu`` or ``cuda``.
+        provider: ``auto``, ``cpu``, ``cuda``, ``tensorrt`` or ``openvino``.
         threads: Threads within an operator; 0 leaves the choice to ONNX Runtime.
         batch_size: Images per run, for models whose batch axis is free.
+        cache_memory: MiB of memory for intermediate values of the golden run, which spare
+            campaigns the computation before the first fault; 0 computes everything anew.
     """
 
     provider: str = "auto"
     threads: int = 0
     batch_size: int = 128
+    cache_memory: int = 512
 
     def __post_init__(self) -> None:
-        if self.provider not in ("auto", "cpu", "cuda"):
-            raise SettingsError(f"unknown provider {self.provider!r}: choose auto, cpu or cuda")
+        _check_choice(self.provider, "provider", PROVIDERS)
         _check(self.threads, "threads", 0)
         _check(self.batch_size, "batch-size", 1)
+        _check(self.cache_memory, "cache-memory", 0)
 
 
 class ThresholdScale(StrEnum):
@@ -138,42 +155,167 @@ class HardenSettings:
         _check(self.seed, "seed", 0)
 
 
+class Protocol(StrEnum):
+    """How a campaign spends its evaluations."""
+
+    ADAPTIVE = "adaptive"
+    PAPER = "paper"
+
+
 @dataclass(frozen=True)
 class InjectSettings:
     """What a campaign does.
 
+    Its fault models are all combinations of an amount (every rate, every count, single upsets),
+    an effect and a burst length.
+
     Attributes:
-        ber: Bit error rates to visit, each from 0 to 1.
-        trials: Fault maps per bit error rate; the paper draws 500.
-        images: Images per trial, drawn afresh for each; 0 takes all of them.
-        format: How parameters are stored, ``Qm.n``, ``float32``, ``float16`` or ``bfloat16``.
+        ber: Bit error rates, each from 0 to 1; 1e-6 where no amount is given.
+        flips: Fixed numbers of upsets in a trial.
+        single: One upset a trial, no place twice; where ``trials`` is not given, as many as
+            ``margin`` asks for (Leveugle et al., 2009).
+        exhaustive: One upset a trial, at every place of the fault space.
+        margin: Points between the estimated and the true share of failures among single upsets.
+        effect: What an upset does: ``flip``, ``stuck-at-0``, ``stuck-at-1``.
+        burst: Numbers of bits that one upset hits.
+        burst_along: Whether these are adjacent ``bits`` of a word, or the same bit of adjacent
+            ``words``.
+        trials: Fault maps per fault model; with ``half_width``, at most. The paper draws 500.
+        images: Images per trial, drawn afresh for each; 0 lets a pilot choose.
+        half_width: Points of half a confidence interval of the accuracy at which to stop.
+        protocol: ``adaptive``, or ``paper``: 500 fault maps on all images.
+        format: How parameters are stored, ``Qm.n``, ``auto``, ``float32``, ...
         targets: Kinds of parameter to fault: ``weight``, ``bias``, ``threshold``; empty for all.
         layers: Patterns of the layers to fault; empty for all.
+        bits: Positions of bits to fault, such as ``0-15,31``, 0 the least significant; empty for
+            all.
         confidence: Confidence level of all intervals.
+        requirement: Accuracy in per cent below which a trial counts as a failure.
+        tolerance: For outputs that are not class scores: how far an element may be off, relative
+            to the largest of its image.
+        per_class: Whether to count by class.
+        distance: Whether to measure the L2 distance of activations (Eq. 9).
+        record_faults: Whether the record holds the fault sites of every trial.
         seed: Decides every fault and every choice of images.
     """
 
-    ber: tuple[float, ...] = (1e-6,)
-    trials: int = 500
+    ber: tuple[float, ...] = ()
+    flips: tuple[int, ...] = ()
+    single: bool = False
+    exhaustive: bool = False
+    margin: float = 1.0
+    effect: tuple[str, ...] = ("flip",)
+    burst: tuple[int, ...] = (1,)
+    burst_along: str = "bits"
+    trials: int | None = None
     images: int = 0
+    half_width: float | None = None
+    protocol: Protocol = Protocol.ADAPTIVE
     format: str = "Q15.16"
     targets: tuple[str, ...] = ()
     layers: tuple[str, ...] = ()
+    bits: str | None = None
     confidence: float = 0.95
+    requirement: float | None = None
+    tolerance: float = 0.01
+    per_class: bool = False
+    distance: bool = False
+    record_faults: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not self.ber:
-            raise SettingsError("no bit error rate is given: name one with --ber, such as 1e-6")
         for rate in self.ber:
             if not 0.0 <= rate <= 1.0:
                 raise SettingsError(
                     f"bit error rate {rate:g} is not a probability: give a number from 0 to 1"
                 )
-        _check(self.trials, "trials", 1)
+        for count in self.flips:
+            _check(count, "flips", 1)
+        _check(self.margin, "margin", 0.01, 50.0)
+        if not self.effect or not self.burst:
+            raise SettingsError(
+                f"no {'burst length' if self.effect else 'effect'} is given: name at least one"
+            )
+        for effect in self.effect:
+            _check_choice(effect, "effect", EFFECTS)
+        for length in self.burst:
+            _check(length, "burst", 1, 32)
+        _check_choice(self.burst_along, "burst-along", BURST_AXES)
+        if self.trials is not None:
+            _check(self.trials, "trials", 1)
         _check(self.images, "images", 0)
+        if self.half_width is not None:
+            _check(self.half_width, "half-width", 0.001, 50.0)
+        if self.protocol is Protocol.PAPER:
+            for name, value in (
+                ("trials", self.trials),
+                ("images", self.images or None),
+                ("half-width", self.half_width),
+            ):
+                if value is not None:
+                    raise SettingsError(
+                        f"the paper's protocol is {PAPER_TRIALS} trials on all images, and {name} "
+                        f"is {value:g}: leave {name} out, or choose the adaptive protocol"
+                    )
+        if self.bits is not None:
+            parse_bits(self.bits)
         _check(self.confidence, "confidence", 0.5, 0.9999)
+        if self.requirement is not None:
+            _check(self.requirement, "requirement", 0.0, 100.0)
+        _check(self.tolerance, "tolerance", 0.0)
         _check(self.seed, "seed", 0)
+
+    @property
+    def rates(self) -> tuple[float, ...]:
+        """Bit error rates to visit."""
+        others = self.flips or self.single or self.exhaustive
+        return self.ber if self.ber or others else (_DEFAULT_BER,)
+
+    @property
+    def most_trials(self) -> int:
+        """Trials of a fault model that draws any number of them."""
+        return self.trials or (PAPER_TRIALS if self.half_width is None else _MOST_TRIALS)
+
+
+def parse_bits(text: str) -> frozenset[int]:
+    """Read positions of bits.
+
+    Args:
+        text: Positions and spans of them with commas, such as ``0-15,31``.
+
+    Raises:
+        SettingsError: If it reads otherwise.
+    """
+    positions: set[int] = set()
+    for item in text.split(","):
+        match = re.fullmatch(r"([0-9]{1,2})(?:-([0-9]{1,2}))?", item.strip())
+        first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+        if first > last:
+            raise SettingsError(
+                f"bits {text!r} cannot be understood: write positions and spans with commas, such "
+                "as 0-15,31"
+            )
+        positions.update(range(first, last + 1))
+    return frozenset(positions)
+
+
+@dataclass(frozen=True)
+class SensitivitySettings:
+    """How the vulnerability of layers and bits is measured.
+
+    Format, targets, layers, bits, confidence and seed are those of ``[inject]``.
+
+    Attributes:
+        trials: Single upsets for each parameter and bit.
+        images: Images in each of these trials, drawn afresh.
+    """
+
+    trials: int = 10
+    images: int = 32
+
+    def __post_init__(self) -> None:
+        _check(self.trials, "trials", 1)
+        _check(self.images, "images", 1)
 
 
 @dataclass(frozen=True)
@@ -184,11 +326,13 @@ class OutputSettings:
         hardened: The hardened model; by default ``<model>.hardened.onnx`` beside the model.
         folder: Folder of campaign records and summaries; by default that of the model.
         plot: Figure of accuracy over bit error rate; its suffix decides the format.
+        heatmap: Figure of ``sensitivity``; likewise.
     """
 
     hardened: Path | None = None
     folder: Path | None = None
     plot: Path | None = None
+    heatmap: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -202,6 +346,7 @@ class Settings:
         runtime: Table ``[runtime]``.
         harden: Table ``[harden]``.
         inject: Table ``[inject]``.
+        sensitivity: Table ``[sensitivity]``.
         output: Table ``[output]``.
     """
 
@@ -211,6 +356,7 @@ class Settings:
     runtime: RuntimeSettings = field(default_factory=RuntimeSettings)
     harden: HardenSettings = field(default_factory=HardenSettings)
     inject: InjectSettings = field(default_factory=InjectSettings)
+    sensitivity: SensitivitySettings = field(default_factory=SensitivitySettings)
     output: OutputSettings = field(default_factory=OutputSettings)
 
     def override(self, table: str, options: Mapping[str, Any]) -> Self:
@@ -286,10 +432,14 @@ def _convert(kind: Any, value: Any, where: str, folder: Path) -> Any:
         return tuple(_convert(arguments[0], item, where, folder) for item in items)
     if kind is Path and isinstance(value, str):
         return (folder / value).resolve()
-    if kind in (Layout, ThresholdScale):
+    if kind in (Layout, ThresholdScale, Protocol):
         if value not in list(kind):
             raise SettingsError(f"{where} must be one of {', '.join(kind)}, not {value!r}")
         return kind(value)
+    if kind is bool:
+        if not isinstance(value, bool):
+            raise SettingsError(f"{where} must be true or false, not {value!r}")
+        return value
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     expected = str if kind is Path else kind

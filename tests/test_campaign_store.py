@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
-from proact_onnx.campaign import CampaignHeader, TrialResult, read_campaign
-from proact_onnx.campaign.store import CampaignFile
+from proact_onnx.campaign import CampaignHeader, TrialResult, Verdict, read_campaign
+from proact_onnx.campaign.store import CampaignFile, check_record
 from proact_onnx.errors import CampaignError, OutputError
 
 ASSET = Path(__file__).parent / "assets" / "campaign-v1.jsonl"
+SECOND = ASSET.with_name("campaign-v2.jsonl")
 HEADER = CampaignHeader(
     identity={"model": "m" * 64, "format": "Q15.16", "mean": [0.5, 0.25], "scale": None, "seed": 3},
     golden={"accuracy": 0.5},
@@ -21,7 +22,7 @@ HEADER = CampaignHeader(
 
 
 def result(trial: int, ber: float = 1e-5) -> TrialResult:
-    return TrialResult(ber, trial, 3, 10, 7, 9, 2, 1)
+    return TrialResult(f"ber={ber!r}", trial, 4, 3, Verdict(10, 7, 9, 2, 1, 0))
 
 
 def write(path: Path, trials: list[TrialResult]) -> bytes:
@@ -33,28 +34,60 @@ def write(path: Path, trials: list[TrialResult]) -> bytes:
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
     trials = [result(0), result(1), result(0, 0.1), result(0, 1 / 3)]
+    elements = Verdict(10, 7, 9, 2, 1, relative_l2=1 / 3, deviating=1e30)
+    trials.append(TrialResult("single", 0, 1, 1, elements, distance=float("inf")))
+    words = {"weight": [(3, 1 << 31), (4, 7)], "bias": [(0, 1)]}
+    classes = ((4, 3), (0, 0), (6, 4))
+    trials.append(
+        TrialResult("flips=3", 0, 3, 3, Verdict(10, 7, 9, 2, 1, 0, classes=classes), words=words)
+    )
     write(tmp_path / "run.jsonl", trials)
     header, found = read_campaign(tmp_path / "run.jsonl")
     assert header == HEADER
     assert found == trials
 
 
-def test_the_format_is_what_the_first_version_wrote(tmp_path: Path) -> None:
+def test_the_first_version_is_read() -> None:
     header, trials = read_campaign(ASSET)
     assert header.identity["format"] == "Q15.16"
     assert header.identity["mean"] == [0.5]
     assert header.golden["accuracy"] == 0.9
     assert header.made_by["python"] == "3.11.9"
     assert trials == [
-        TrialResult(1e-5, 0, 0, 100, 90, 90, 0, 0),
-        TrialResult(1e-5, 1, 2, 100, 52, 90, 41, 3),
-        TrialResult(1e-3, 0, 5, 100, 10, 90, 88, 0),
+        TrialResult("ber=1e-05", 0, 0, 0, Verdict(100, 90, 90, 0, 0)),
+        TrialResult("ber=1e-05", 1, 2, 2, Verdict(100, 52, 90, 41, 3)),
+        TrialResult("ber=0.001", 0, 5, 5, Verdict(100, 10, 90, 88, 0)),
     ]
+
+
+def test_a_record_of_the_first_version_is_not_continued(tmp_path: Path) -> None:
+    path = tmp_path / "run.jsonl"
+    path.write_bytes(ASSET.read_bytes())
+    header, _ = read_campaign(path)
+    for attempt in (
+        lambda: CampaignFile(path, header),
+        lambda: check_record(path, header.identity),
+    ):
+        with pytest.raises(CampaignError) as caught:
+            attempt()
+        assert str(caught.value) == (
+            f"{path} was begun by an earlier release (version 1 of the format) and can only be "
+            "read: choose another --output-folder, or start over with --force"
+        )
+    assert path.read_bytes() == ASSET.read_bytes()
+
+
+def test_the_format_is_what_the_second_version_wrote(tmp_path: Path) -> None:
+    header, trials = read_campaign(SECOND)
     copy = tmp_path / "copy.jsonl"
     with CampaignFile(copy, header) as file:
         for trial in trials:
             file.append(trial)
-    assert copy.read_bytes() == ASSET.read_bytes()
+    assert copy.read_bytes() == SECOND.read_bytes()
+    assert trials[0] == TrialResult("ber=1e-06", 0, 2, 2, Verdict(16, 9, 15, 6, 1, 4))
+    assert trials[1].words == {"conv.weight": [(12, 1073741824)]}
+    assert trials[2].verdict.classes == ((8, 7), (8, 8))
+    assert trials[3].verdict.relative_l2 == 0.25
 
 
 def test_a_trial_is_on_disk_once_append_returns(tmp_path: Path) -> None:
@@ -83,7 +116,7 @@ def test_a_file_cut_anywhere_is_continued(tmp_path: Path, monkeypatch: pytest.Mo
         assert path.read_bytes() == whole[: ends[finished]]
         with CampaignFile(path, HEADER) as file:
             for trial in trials:
-                if (trial.ber, trial.trial) not in file.trials:
+                if trial.key not in file.trials:
                     file.append(trial)
         assert path.read_bytes() == whole
 
@@ -102,7 +135,7 @@ def test_a_file_cut_anywhere_is_continued(tmp_path: Path, monkeypatch: pytest.Mo
         lambda line: line.replace(b'"flips":3', b'"flips":-3'),
         lambda line: line.replace(b'"sdc":2', b'"sdc":true'),
         lambda line: line.replace(b'"images":10', b'"images":0'),
-        lambda line: line.replace(b"1e-05", b"null"),
+        lambda line: line.replace(b'"ber=1e-05"', b"null"),
     ],
 )
 @pytest.mark.parametrize("number", [2, 3])
@@ -172,12 +205,12 @@ def test_what_is_not_part_of_the_identity_may_differ(tmp_path: Path) -> None:
 
 def test_another_version_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "run.jsonl"
-    path.write_bytes(write(path, [result(0)]).replace(b'"version":1', b'"version":2'))
+    path.write_bytes(write(path, [result(0)]).replace(b'"version":2', b'"version":3'))
     with pytest.raises(CampaignError) as caught:
         CampaignFile(path, HEADER)
     assert str(caught.value) == (
-        f"{path} has version 2 of the campaign format, and this release reads 1: use the release "
-        "that wrote it"
+        f"{path} has version 3 of the campaign format, and this release reads 1 and 2: use the "
+        "release that wrote it"
     )
 
 
@@ -188,7 +221,7 @@ def test_another_version_is_refused(tmp_path: Path) -> None:
         b"hello",
         b'{"format"',
         b'{"format":"proact-onnx campaign"}\n',
-        b'{"format":"something else","version":1}\n',
+        b'{"format":"something else","version":2}\n',
         b"[]\n",
         b"\n",
         b"\xff\xff\n",

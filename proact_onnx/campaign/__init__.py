@@ -1,18 +1,42 @@
 """Fault-injection campaigns: what to do, doing it, keeping the records, and what they say."""
 
-from proact_onnx.campaign.estimates import Estimate, mean_interval
-from proact_onnx.campaign.run import Campaign
+from proact_onnx.campaign.distance import LayerEffect
+from proact_onnx.campaign.estimates import Estimate, Spread, mean_interval
+from proact_onnx.campaign.judge import Verdict
+from proact_onnx.campaign.replay import FaultSite, Replay, ReplayedTrial, write_sites
+from proact_onnx.campaign.run import Campaign, fault_models
+from proact_onnx.campaign.sensitivity import Atlas, CellSummary, Sensitivity, write_atlas
 from proact_onnx.campaign.store import CampaignHeader, TrialResult, read_campaign
-from proact_onnx.campaign.summary import BerSummary, CampaignResult, summarise
+from proact_onnx.campaign.summary import (
+    CampaignResult,
+    FaultSummary,
+    Reading,
+    gain,
+    summarise,
+)
 
 __all__ = [
-    "BerSummary",
+    "Atlas",
     "Campaign",
     "CampaignHeader",
     "CampaignResult",
+    "CellSummary",
     "Estimate",
+    "FaultSite",
+    "FaultSummary",
+    "LayerEffect",
+    "Reading",
+    "Replay",
+    "ReplayedTrial",
+    "Sensitivity",
+    "Spread",
     "TrialResult",
+    "Verdict",
+    "fault_models",
+    "gain",
     "mean_interval",
     "read_campaign",
     "summarise",
+    "write_atlas",
+    "write_sites",
 ]

@@ -1,4 +1,4 @@
-"""A model whose parameters went through a number format, and how faults get into it."""
+"""A model whose parameters went through a memory format, and how faults get into it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,7 +11,74 @@ from onnx import numpy_helper
 
 from proact_onnx.engine import FaultEngine
 from proact_onnx.errors import ModelError
-from proact_onnx.faults import FaultMap, FaultSpace, NumberFormat
+from proact_onnx.faults import FaultMap, FaultSpace, Integer, MemoryFormat, NumberFormat
+
+Words = npt.NDArray[np.uint32]
+Indices = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class StoredParameter:
+    """One parameter as memory holds it.
+
+    Attributes:
+        words: Flat array of stored words.
+        number_format: What the words stand for.
+        dtype: The type the model computes with.
+    """
+
+    words: Words
+    number_format: NumberFormat
+    dtype: np.dtype[Any]
+
+    def values(self, words: Words) -> npt.NDArray[Any]:
+        """Decode words through float64 and cast once to the type the model computes with."""
+        with np.errstate(over="ignore"):
+            return self.number_format.decode(words).astype(self.dtype)
+
+
+@dataclass(frozen=True)
+class FaultyWords:
+    """The words of one parameter that a trial changes.
+
+    Attributes:
+        parameter: The parameter.
+        elements: Their flat indices, ascending.
+        before: The words as stored.
+        after: The words with the faults in them.
+    """
+
+    parameter: StoredParameter
+    elements: Indices
+    before: Words
+    after: Words
+
+
+@dataclass(frozen=True)
+class Injection:
+    """The faults of one trial, ready to go into an engine and out again.
+
+    Attributes:
+        words: By parameter, its changed words. A parameter none of whose words change is absent.
+    """
+
+    words: Mapping[str, FaultyWords]
+
+    @property
+    def flips(self) -> int:
+        """Number of bits that change."""
+        changes = (faulty.before ^ faulty.after for faulty in self.words.values())
+        return sum(int(np.bitwise_count(change).sum()) for change in changes)
+
+    def put(self, engine: FaultEngine) -> None:
+        """Put the faults into an engine that runs this model."""
+        for name, faulty in self.words.items():
+            engine.write(name, faulty.elements, faulty.parameter.values(faulty.after))
+
+    def undo(self, engine: FaultEngine) -> None:
+        """Take the faults out again."""
+        for name, faulty in self.words.items():
+            engine.write(name, faulty.elements, faulty.parameter.values(faulty.before))
 
 
 @dataclass(frozen=True)
@@ -20,47 +87,40 @@ class EncodedModel:
 
     Attributes:
         model: The model with decoded parameters: the one the golden run executes.
-        number_format: The format.
-        words: By parameter, the flat array of stored words.
-        dtypes: By parameter, the type the model computes with.
+        parameters: By name, what memory holds.
         saturated: Number of parameters outside the range of the format.
     """
 
     model: onnx.ModelProto
-    number_format: NumberFormat
-    words: Mapping[str, npt.NDArray[np.uint32]]
-    dtypes: Mapping[str, np.dtype[Any]]
+    parameters: Mapping[str, StoredParameter]
     saturated: int
 
-    def flip(self, engine: FaultEngine, faults: FaultMap) -> None:
-        """Put faults into an engine that runs this model."""
+    def inject(self, faults: FaultMap) -> Injection:
+        """Find the words that a fault map changes; a stuck bit may hold its right value."""
+        changed = {}
         for name, (elements, masks) in faults.words.items():
-            self._put(engine, name, elements, self.words[name][elements] ^ masks)
-
-    def restore(self, engine: FaultEngine, faults: FaultMap) -> None:
-        """Take the faults out again."""
-        for name, (elements, _) in faults.words.items():
-            self._put(engine, name, elements, self.words[name][elements])
-
-    def _put(
-        self,
-        engine: FaultEngine,
-        name: str,
-        elements: npt.NDArray[np.int64],
-        words: npt.NDArray[np.uint32],
-    ) -> None:
-        engine.write(name, elements, decode(self.number_format, words, self.dtypes[name]))
+            parameter = self.parameters[name]
+            before = parameter.words[elements]
+            after = faults.apply(before, masks)
+            differs = before != after
+            if differs.all():
+                changed[name] = FaultyWords(parameter, elements, before, after)
+            elif differs.any():
+                changed[name] = FaultyWords(
+                    parameter, elements[differs], before[differs], after[differs]
+                )
+        return Injection(changed)
 
 
 def encode_model(
-    model: onnx.ModelProto, space: FaultSpace, number_format: NumberFormat
+    model: onnx.ModelProto, space: FaultSpace, memory_format: MemoryFormat
 ) -> EncodedModel:
     """Bring the parameters of a fault space through a format.
 
     Args:
         model: The model, every parameter an initializer; it is not changed.
         space: Which parameters.
-        number_format: The format.
+        memory_format: How floating-point parameters are stored; integers stay as they are.
 
     Raises:
         ModelError: If a parameter is NaN.
@@ -68,28 +128,25 @@ def encode_model(
     encoded = onnx.ModelProto()
     encoded.CopyFrom(model)
     tensors = {tensor.name: tensor for tensor in encoded.graph.initializer}
-    words: dict[str, npt.NDArray[np.uint32]] = {}
-    dtypes: dict[str, np.dtype[Any]] = {}
+    parameters = {}
     saturated = 0
     for parameter in space.parameters:
         name = parameter.name
         values = numpy_helper.to_array(tensors[name])
+        if parameter.quantised:
+            integers = Integer(values.dtype)
+            words = integers.encode(values).reshape(-1)
+            parameters[name] = StoredParameter(words, integers, values.dtype)
+            continue
         if np.isnan(values).any():
             raise ModelError(
                 f"parameter {name!r} holds NaN, which no memory format can be asked to keep: "
                 "repair the model"
             )
-        words[name] = number_format.encode(values).reshape(-1)
-        dtypes[name] = values.dtype
+        number_format = memory_format.fit(values)
+        words = number_format.encode(values).reshape(-1)
+        parameters[name] = StoredParameter(words, number_format, values.dtype)
         saturated += number_format.saturated(values)
-        decoded = decode(number_format, words[name], values.dtype).reshape(values.shape)
+        decoded = parameters[name].values(words).reshape(values.shape)
         tensors[name].CopyFrom(numpy_helper.from_array(decoded, name))
-    return EncodedModel(encoded, number_format, words, dtypes, saturated)
-
-
-def decode(
-    number_format: NumberFormat, words: npt.NDArray[np.uint32], dtype: np.dtype[Any]
-) -> npt.NDArray[Any]:
-    """Decode words through float64 and cast once to the type the model computes with."""
-    with np.errstate(over="ignore"):
-        return number_format.decode(words).astype(dtype)
+    return EncodedModel(encoded, parameters, saturated)

@@ -1,51 +1,45 @@
 """Running a campaign: the golden run, then every trial the record does not hold yet."""
 
-import datetime
-import importlib.metadata
-import platform
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from proact_onnx.campaign.encoded import EncodedModel, encode_model
-from proact_onnx.campaign.store import CampaignFile, CampaignHeader, check_record
-from proact_onnx.campaign.summary import CampaignResult, summarise
+from proact_onnx.campaign.distance import ActivationMeter
+from proact_onnx.campaign.estimates import leveugle_sample_size
+from proact_onnx.campaign.plan import PILOT_IMAGES, PILOT_TRIALS, checks, images_per_trial
+from proact_onnx.campaign.store import CampaignFile, CampaignHeader, TrialResult, check_record
+from proact_onnx.campaign.subject import GoldenRun, Subject
+from proact_onnx.campaign.summary import CampaignResult, Reading, summarise, summarise_one
 from proact_onnx.campaign.trial import TrialRunner
-from proact_onnx.data import Dataset, Preprocessing, check_labels, prepare
-from proact_onnx.engine import (
-    Provider,
-    Session,
-    chance_warning,
-    choose_engine,
-    runtime_version,
-    top1,
+from proact_onnx.data import Dataset, Preprocessing
+from proact_onnx.errors import SettingsError
+from proact_onnx.faults import (
+    Along,
+    Count,
+    Effect,
+    FaultModel,
+    Rate,
+    Shape,
+    Single,
 )
-from proact_onnx.errors import ModelError
-from proact_onnx.faults import Kind, fault_space, parameter_count, parse_format
-from proact_onnx.model import image_input, load_model, model_digest
 from proact_onnx.progress import LogReporter, Reporter
-from proact_onnx.rewrite import prepare as prepare_model
-from proact_onnx.settings import InjectSettings, RuntimeSettings
-from proact_onnx.thresholds import memory_overhead
-
-Array = npt.NDArray[Any]
+from proact_onnx.settings import PAPER_TRIALS, InjectSettings, Protocol, RuntimeSettings
 
 
 class Campaign:
     """A fault-injection campaign on one model.
 
     Args:
-        model: The model file; what is flipped is what it stores.
+        model: The model file; what is faulted is what it stores.
         data: Images to evaluate, with labels where there are any. Without labels the golden run's
             classes stand in for them, and accuracy becomes agreement with the golden run.
-        settings: Rates, trials, images, format, targets and seed.
+        settings: Fault models, trials, images, format, targets and seed.
         preprocessing: How images become the model's input.
         runtime: How ONNX Runtime executes.
 
     Raises:
-        ModelError: If the model cannot be read or run, or is no classifier.
+        ModelError: If the model cannot be read.
         DataError: If images or labels do not fit the model.
         SettingsError: If a setting does not fit the model.
 
@@ -61,24 +55,19 @@ class Campaign:
         preprocessing: Preprocessing | None = None,
         runtime: RuntimeSettings | None = None,
     ) -> None:
-        self.path = model
         self.settings = settings or InjectSettings()
-        self._preprocessing = preprocessing or Preprocessing()
-        runtime = runtime or RuntimeSettings()
-        self._arguments = (Provider(runtime.provider), runtime.threads, runtime.batch_size)
-        self.format = parse_format(self.settings.format)
-        loaded = load_model(model)
-        self._identity = self._describe(model_digest(loaded), data)
-        self._model = prepare_model(loaded, fold_batchnorm=False).model
-        stored = fault_space(self._model, self.format.width)
-        self.space = stored.restrict(self.settings.targets, self.settings.layers)
-        thresholds = sum(p.size for p in stored.parameters if p.kind is Kind.THRESHOLD)
-        parameters = parameter_count(self._model)
-        self._overhead = memory_overhead(thresholds, parameters) if parameters else 0.0
-        self._input = image_input(self._model)
-        self._data = data
-        # All images are prepared when the campaign runs; the first shows whether they fit.
-        self._prepare(data.images[:1])
+        self._subject = Subject(
+            model,
+            data,
+            self.settings,
+            preprocessing or Preprocessing(),
+            runtime or RuntimeSettings(),
+        )
+        self._images = self._fixed_images()
+        images = "pilot" if self._images is None else min(self._images, len(data))
+        self._identity = {**self._subject.identity, "images": images}
+        self.fault_models = fault_models(self.settings)
+        self._counts = {fault.name: self._count(fault) for fault in self.fault_models}
 
     def check(self, record: Path) -> None:
         """Find out whether a record can be continued by this campaign, before any work.
@@ -93,115 +82,142 @@ class Campaign:
 
         Args:
             record: File of JSON lines; continued where it was left when it belongs to this
-                campaign. More trials or rates may be asked for than at first.
+                campaign. More trials or fault models may be asked for than at first.
             reporter: Receives progress.
 
         Raises:
             CampaignError: If the record is damaged or belongs to another campaign.
+            ModelError: If the model cannot be run.
             OutputError: If the record cannot be written.
         """
         reporter = reporter or LogReporter()
         self.check(record)
-        images = self._prepare(self._data.images)
-        plain = top1(Session(self._model, *self._arguments).run(images))
-        encoded = encode_model(self._model, self.space, self.format)
-        chosen = choose_engine(encoded.model, list(encoded.words), images, *self._arguments)
-        reporter.notice(f"{self.path.name}: {chosen.notice}")
-        scores = chosen.engine.run(images)
-        classes = int(np.prod(scores.shape[1:]))
-        golden = top1(scores)
-        if not golden.finite.any():
-            raise ModelError(
-                f"{self.path.name} gives no finite output once its parameters are stored as "
-                f"{self.format.name}: choose a --format with a wider range"
-            )
-        check_labels(self._data, classes)
-        labelled = self._data.labels is not None
-        labels = golden.classes if self._data.labels is None else self._data.labels
-        accuracy = float(golden.correct(labels).mean())
-        float_accuracy = float(plain.correct(labels).mean())
-        warning = chance_warning(accuracy, classes, len(images)) if labelled else None
-        if warning is not None:
-            reporter.warn(warning)
-        header = self._header(encoded, accuracy, float_accuracy, chosen.notice)
-        trials = TrialRunner(
-            engine=chosen.engine,
-            encoded=encoded,
-            space=self.space,
-            images=images,
-            golden=golden,
-            labels=labels,
-            images_per_trial=self.settings.images,
-            seed=self.settings.seed,
+        subject, settings = self._subject, self.settings
+        trials_to_come = sum(self._counts.values())
+        rates = tuple(f.amount.ber for f in self.fault_models if isinstance(f.amount, Rate))
+        golden = subject.golden_run(
+            reporter,
+            trials_to_come,
+            PILOT_IMAGES if self._images is None else self._images,
+            rates if len(rates) == len(self.fault_models) else (),
         )
-        numbers = range(self.settings.trials)
-        wanted = [(ber, number) for ber in dict.fromkeys(self.settings.ber) for number in numbers]
-        with CampaignFile(record, header) as file:
-            reporter.begin(self.path.name, len(wanted))
-            reporter.advance(sum(key in file.trials for key in wanted))
-            for key in wanted:
-                if key not in file.trials:
-                    file.append(trials.run(*key))
-                    reporter.advance()
-            done = [file.trials[key] for key in wanted]
-        return CampaignResult(
-            model=self.path.name,
-            golden_accuracy=accuracy,
-            float_accuracy=float_accuracy,
-            images=len(images),
-            bits=self.space.bits,
-            saturated=encoded.saturated,
-            memory_overhead=self._overhead,
-            labelled=labelled,
-            summaries=summarise(done, accuracy, self.settings.confidence),
-        )
-
-    def _prepare(self, images: Array) -> Array:
-        return prepare(images, self._preprocessing, self._input.shape, self._input.dtype)
-
-    def _header(
-        self, encoded: EncodedModel, accuracy: float, float_accuracy: float, notice: str
-    ) -> CampaignHeader:
-        return CampaignHeader(
+        meter = None
+        if settings.distance:
+            meter = ActivationMeter(golden.encoded, golden.images, subject.arguments)
+        trials = TrialRunner(golden, settings.seed, settings.record_faults, meter)
+        header = CampaignHeader(
             identity=self._identity,
-            golden={
-                "accuracy": accuracy,
-                "float_accuracy": float_accuracy,
-                "images": len(self._data),
-                "fault_space_bits": self.space.bits,
-                "saturated": encoded.saturated,
-            },
-            made_by=made_by(notice),
+            golden=subject.describe(golden),
+            made_by=subject.made_by(golden),
+        )
+        reading = self._reading(golden)
+        done: list[TrialResult] = []
+        with CampaignFile(record, header) as file:
+            for fault in self.fault_models:
+                reporter.begin(f"{subject.path.name} {fault.name}", self._counts[fault.name])
+                done += self._trials(fault, trials, file, reading, reporter)
+        judge = golden.judge
+        everything = np.arange(len(golden.images))
+        return CampaignResult(
+            model=subject.path.name,
+            golden_accuracy=judge.accuracy,
+            float_accuracy=golden.float_accuracy,
+            images=len(golden.images),
+            bits=subject.space.bits,
+            saturated=golden.encoded.saturated,
+            memory_overhead=subject.memory_overhead,
+            labelled=golden.labelled,
+            classifier=golden.labels is not None,
+            golden_classes=judge.unchanged(everything).classes,
+            summaries=summarise(done, reading),
         )
 
-    def _describe(self, digest: str, data: Dataset) -> dict[str, Any]:
+    def _trials(
+        self,
+        fault: FaultModel,
+        runner: TrialRunner,
+        file: CampaignFile,
+        reading: Reading,
+        reporter: Reporter,
+    ) -> list[TrialResult]:
+        done: list[TrialResult] = []
+        stops = self._stops(fault)
+        images = PILOT_IMAGES if self._images is None else self._images
+        for trial in range(self._counts[fault.name]):
+            if trial == PILOT_TRIALS and self._images is None:
+                images = images_per_trial(done, reading.golden_accuracy, reading.total)
+            if trial in stops and self._narrow(fault, done, reading):
+                reporter.expect(trial)
+                break
+            if (fault.name, trial) not in file.trials:
+                file.append(runner.run(fault, self._subject.space, trial, images))
+            done.append(file.trials[fault.name, trial])
+            reporter.advance()
+        return done
+
+    def _stops(self, fault: FaultModel) -> frozenset[int]:
+        if self.settings.half_width is None:
+            return frozenset()
+        return frozenset(checks(self._counts[fault.name]))
+
+    def _narrow(self, fault: FaultModel, done: list[TrialResult], reading: Reading) -> bool:
+        wanted = self.settings.half_width
+        found = summarise_one(fault.name, done, reading).accuracy.half_width
+        return wanted is not None and 100.0 * found <= wanted
+
+    def _fixed_images(self) -> int | None:
+        """Images of every trial; None where a pilot chooses."""
+        if self.settings.protocol is Protocol.PAPER:
+            return len(self._subject.data)
+        return self.settings.images or None
+
+    def _count(self, fault: FaultModel) -> int:
+        """Trials of a fault model, at most."""
         settings = self.settings
-        preprocessing = self._preprocessing
-        return {
-            "model": digest,
-            "data": data.digest,
-            "layout": str(preprocessing.layout),
-            "scale": preprocessing.scale,
-            "mean": list(preprocessing.mean),
-            "std": list(preprocessing.std),
-            "resize": list(preprocessing.resize) if preprocessing.resize else None,
-            "format": self.format.name,
-            "targets": sorted(settings.targets),
-            "layers": sorted(settings.layers),
-            "images": settings.images,
-            "seed": settings.seed,
-        }
+        places = fault.places(self._subject.space)
+        if not places:
+            raise SettingsError(
+                f"no word of the fault space has room for '{fault.name}': choose shorter bursts, "
+                "or other bits"
+            )
+        if not isinstance(fault.amount, Single):
+            return settings.most_trials
+        if settings.exhaustive:
+            return places
+        if settings.protocol is Protocol.PAPER:
+            return min(places, PAPER_TRIALS)
+        sample = leveugle_sample_size(places, settings.margin / 100.0, settings.confidence)
+        return min(places, settings.trials or sample)
+
+    def _reading(self, golden: GoldenRun) -> Reading:
+        requirement = self.settings.requirement
+        return Reading(
+            golden_accuracy=golden.judge.accuracy,
+            confidence=self.settings.confidence,
+            total=len(golden.images),
+            requirement=None if requirement is None else requirement / 100.0,
+            places={
+                fault.name: fault.places(self._subject.space)
+                for fault in self.fault_models
+                if isinstance(fault.amount, Single)
+            },
+        )
 
 
-def made_by(notice: str) -> dict[str, str]:
-    """Versions of everything that takes part, and the time."""
-    versions = {
-        package: importlib.metadata.version(package) for package in ("proact-onnx", "numpy", "onnx")
-    }
-    return {
-        **versions,
-        "onnxruntime": runtime_version(),
-        "python": platform.python_version(),
-        "engine": notice,
-        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-    }
+def fault_models(settings: InjectSettings) -> tuple[FaultModel, ...]:
+    """List the fault models of a campaign: all combinations of amount, effect and burst."""
+
+    def amounts() -> Iterator[Rate | Count | Single]:
+        yield from (Rate(float(ber)) for ber in settings.rates)
+        yield from (Count(flips) for flips in settings.flips)
+        if settings.single or settings.exhaustive:
+            yield Single()
+
+    along = Along(settings.burst_along)
+    found = [
+        FaultModel(amount, Effect(effect), Shape(length, along if length > 1 else Along.BITS))
+        for amount in amounts()
+        for effect in settings.effect
+        for length in settings.burst
+    ]
+    return tuple(dict.fromkeys(found))

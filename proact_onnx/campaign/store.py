@@ -1,8 +1,12 @@
-r"""The record of a campaign: an append-only file of JSON lines.
+"""The record of a campaign: an append-only file of JSON lines.
 
-Version 1: the first line is the header, an object with ``format`` "proact-onnx campaign",
-``version`` 1, ``identity`` (what every trial depends on), ``golden`` (the golden run) and
-``made_by`` (versions and time, for information). Every further line is one trial.
+The first line is the header, an object with ``format`` "proact-onnx campaign", ``version`` 2,
+``identity`` (what every trial depends on), ``golden`` (the golden run) and ``made_by`` (versions
+and time, for information). Every further line is one trial, without the fields that it does not
+measure.
+
+Version 1 knew bit error rates only: its trials have ``ber`` instead of ``fault``, and no ``sites``,
+which were the flips. It is still read, but not continued.
 
 A writer that is killed leaves at most one unfinished last line; it is dropped when the file is
 opened again. Any other damage is an error.
@@ -11,19 +15,21 @@ opened again. Any other damage is an error.
 import json
 import os
 import sys
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from io import FileIO
 from pathlib import Path
 from typing import Any, Self
 
+from proact_onnx.campaign.judge import Verdict
 from proact_onnx.errors import CampaignError, OutputError
+from proact_onnx.faults import Rate
 
 if sys.platform != "win32":
     import fcntl
 
 FORMAT = "proact-onnx campaign"
-VERSION = 1
+VERSION = 2
 
 # How the file begins, up to the version: what a writer killed in its first line leaves at least
 # a part of.
@@ -35,24 +41,27 @@ class TrialResult:
     """What one trial measured.
 
     Attributes:
-        ber: Bit error rate.
-        trial: Number of the trial at this rate, from 0.
-        flips: Bits flipped.
-        images: Images evaluated.
-        correct: Of these, how many were classified as labelled.
-        golden_correct: How many of the same images the golden run classifies as labelled.
-        sdc: How many have a finite output whose top-1 class differs from the golden run's.
-        nonfinite: How many have an infinity or a NaN in the output.
+        fault: Name of the fault model.
+        trial: Number of the trial under this model, from 0.
+        sites: Faulty bits.
+        flips: Bits that changed; fewer than the sites where a stuck bit held its right value.
+        verdict: What the outputs were worth.
+        distance: Eq. 9 of the paper, averaged over the images; None unless asked for.
+        words: By parameter, the words hit as pairs of element and mask; None unless asked for.
     """
 
-    ber: float
+    fault: str
     trial: int
+    sites: int
     flips: int
-    images: int
-    correct: int
-    golden_correct: int
-    sdc: int
-    nonfinite: int
+    verdict: Verdict
+    distance: float | None = None
+    words: Mapping[str, Sequence[tuple[int, int]]] | None = None
+
+    @property
+    def key(self) -> tuple[str, int]:
+        """What tells it from the other trials of a campaign."""
+        return self.fault, self.trial
 
 
 @dataclass(frozen=True)
@@ -85,7 +94,7 @@ class CampaignFile:
 
     def __init__(self, path: Path, header: CampaignHeader) -> None:
         self.path = path
-        self.trials: dict[tuple[float, int], TrialResult] = {}
+        self.trials: dict[tuple[str, int], TrialResult] = {}
         try:
             self._stream = path.open("r+b" if path.exists() else "x+b", buffering=0)
         except OSError as error:
@@ -103,8 +112,9 @@ class CampaignFile:
         complete = content[: content.rfind(b"\n") + 1]
         if complete:
             self.header, trials = _parse(complete, path)
+            _refuse_old(complete, path)
             _refuse_other(self.header, header.identity, path)
-            self.trials = {(trial.ber, trial.trial): trial for trial in trials}
+            self.trials = {trial.key: trial for trial in trials}
         elif not (content.startswith(_BEGINNING) or _BEGINNING.startswith(content)):
             raise CampaignError(_not_a_campaign(path))
         self._stream.truncate(len(complete))
@@ -126,8 +136,8 @@ class CampaignFile:
 
     def append(self, trial: TrialResult) -> None:
         """Add one trial; once this returns, the trial survives the end of the process."""
-        self._write(asdict(trial))
-        self.trials[trial.ber, trial.trial] = trial
+        self._write(_record(trial))
+        self.trials[trial.key] = trial
 
     def _write(self, record: Mapping[str, Any]) -> None:
         line = json.dumps(record, separators=(",", ":")).encode() + b"\n"
@@ -162,10 +172,10 @@ def _parse(content: bytes, path: Path) -> tuple[CampaignHeader, list[TrialResult
         raise CampaignError(_not_a_campaign(path)) from error
     if not known:
         raise CampaignError(_not_a_campaign(path))
-    if version != VERSION:
+    if version not in _READERS:
         raise CampaignError(
             f"{path} has version {version} of the campaign format, and this release reads "
-            f"{VERSION}: use the release that wrote it"
+            f"{' and '.join(map(str, _READERS))}: use the release that wrote it"
         )
     try:
         header = CampaignHeader(dict(head["identity"]), dict(head["golden"]), dict(head["made_by"]))
@@ -174,21 +184,56 @@ def _parse(content: bytes, path: Path) -> tuple[CampaignHeader, list[TrialResult
     trials = []
     for number, line in enumerate(lines[1:], start=2):
         try:
-            trials.append(_trial(line))
+            trials.append(_READERS[version](json.loads(line)))
         except (ValueError, KeyError, TypeError) as error:
             raise CampaignError(_damaged(path, number)) from error
     return header, trials
 
 
-def _trial(line: bytes) -> TrialResult:
-    record = json.loads(line)
-    values = {field.name: record[field.name] for field in fields(TrialResult)}
-    counts = [value for name, value in values.items() if name != "ber"]
-    if not isinstance(values["ber"], float | int):
-        raise TypeError("the bit error rate is no number")
-    if not all(type(count) is int and count >= 0 for count in counts) or values["images"] < 1:
-        raise ValueError("a count is missing or impossible")
-    return TrialResult(**values)
+def _record(trial: TrialResult) -> dict[str, Any]:
+    record = asdict(trial)
+    record |= record.pop("verdict")
+    return {name: value for name, value in record.items() if value is not None}
+
+
+def _trial(record: Mapping[str, Any]) -> TrialResult:
+    counts = ("trial", "sites", "flips", "images", "correct", "golden_correct", "sdc", "nonfinite")
+    measures = ("relative_l2", "deviating", "distance")
+    if not isinstance(record["fault"], str):
+        raise TypeError("the fault model has no name")
+    for name in (*counts, *(name for name in ("sdc5",) if name in record)):
+        if type(record[name]) is not int or record[name] < 0:
+            raise ValueError("a count is missing or impossible")
+    if record["images"] < 1:
+        raise ValueError("a trial evaluates at least one image")
+    if not all(type(record.get(name, 0.0)) in (int, float) for name in measures):
+        raise TypeError("a measure is no number")
+    classes, words = record.get("classes"), record.get("words")
+    verdict = Verdict(
+        **{name: record[name] for name in counts[3:]},
+        sdc5=record.get("sdc5"),
+        relative_l2=record.get("relative_l2"),
+        deviating=record.get("deviating"),
+        classes=None if classes is None else tuple((int(n), int(right)) for n, right in classes),
+    )
+    return TrialResult(
+        **{name: record[name] for name in ("fault", *counts[:3])},
+        verdict=verdict,
+        distance=record.get("distance"),
+        words=None
+        if words is None
+        else {name: [(int(e), int(m)) for e, m in pairs] for name, pairs in words.items()},
+    )
+
+
+def _trial_of_version_1(record: Mapping[str, Any]) -> TrialResult:
+    return _trial({**record, "fault": Rate(float(record["ber"])).name, "sites": record["flips"]})
+
+
+_READERS: Mapping[int, Callable[[Mapping[str, Any]], TrialResult]] = {
+    1: _trial_of_version_1,
+    VERSION: _trial,
+}
 
 
 def check_record(path: Path, identity: Mapping[str, Any]) -> None:
@@ -203,7 +248,17 @@ def check_record(path: Path, identity: Mapping[str, Any]) -> None:
     """
     if path.exists() and b"\n" in path.read_bytes():
         header, _ = read_campaign(path)
+        _refuse_old(path.read_bytes(), path)
         _refuse_other(header, identity, path)
+
+
+def _refuse_old(content: bytes, path: Path) -> None:
+    version = json.loads(content.splitlines()[0])["version"]
+    if version != VERSION:
+        raise CampaignError(
+            f"{path} was begun by an earlier release (version {version} of the format) and can "
+            "only be read: choose another --output-folder, or start over with --force"
+        )
 
 
 def _refuse_other(found: CampaignHeader, wanted: Mapping[str, Any], path: Path) -> None:

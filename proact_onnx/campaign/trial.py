@@ -1,81 +1,102 @@
-"""One trial: sample, flip, run, score, undo."""
-
-from dataclasses import dataclass
-from typing import Any
+"""One trial: draw, inject, run, judge, undo."""
 
 import numpy as np
 import numpy.typing as npt
 
-from proact_onnx.campaign.encoded import EncodedModel
+from proact_onnx.campaign.distance import ActivationMeter, mean_distance
+from proact_onnx.campaign.encoded import Injection
+from proact_onnx.campaign.images import choose_images
+from proact_onnx.campaign.judge import Verdict
 from proact_onnx.campaign.store import TrialResult
-from proact_onnx.engine import FaultEngine, Predictions, top1
-from proact_onnx.faults import FaultSpace, draw_faults
+from proact_onnx.campaign.subject import GoldenRun
+from proact_onnx.faults import FaultMap, FaultModel, FaultSpace
 
-# Keeps the choice of images apart from the choice of faults under the same seed.
-_IMAGES_STREAM = 0x1A6E5
+Indices = npt.NDArray[np.int64]
 
 
-@dataclass(frozen=True)
 class TrialRunner:
-    """Everything the trials of a campaign share.
-
-    Attributes:
-        engine: Runs the model; holds no faults between trials.
-        encoded: The model's parameters as stored.
-        space: Where faults can hit.
-        images: Preprocessed images, ``[N, ...]``.
-        golden: The golden run's predictions for them.
-        labels: int64 ``[N]``.
-        images_per_trial: Images drawn for each trial; 0 takes all.
-        seed: Decides every fault and every choice of images.
-    """
-
-    engine: FaultEngine
-    encoded: EncodedModel
-    space: FaultSpace
-    images: npt.NDArray[Any]
-    golden: Predictions
-    labels: npt.NDArray[np.int64]
-    images_per_trial: int
-    seed: int
-
-    def run(self, ber: float, trial: int) -> TrialResult:
-        """Run one trial; without a flip it is the golden run, and nothing is computed."""
-        faults = draw_faults(self.space, ber, self.seed, trial)
-        chosen = choose_images(len(self.images), self.images_per_trial, self.seed, trial)
-        golden, labels = self.golden.take(chosen), self.labels[chosen]
-        faulty = golden
-        if faults.flips:
-            try:
-                self.encoded.flip(self.engine, faults)
-                faulty = top1(self.engine.run(self.images[chosen]))
-            finally:
-                self.encoded.restore(self.engine, faults)
-        return TrialResult(
-            ber=ber,
-            trial=trial,
-            flips=faults.flips,
-            images=len(chosen),
-            correct=int(faulty.correct(labels).sum()),
-            golden_correct=int(golden.correct(labels).sum()),
-            sdc=int(faulty.corrupted(golden).sum()),
-            nonfinite=int((~faulty.finite).sum()),
-        )
-
-
-def choose_images(total: int, count: int, seed: int, trial: int) -> npt.NDArray[np.int64]:
-    """Draw a trial's images without replacement: the same for every model and bit error rate.
+    """Runs trials on one model.
 
     Args:
-        total: Images there are.
-        count: Images to draw; 0, or more than there are, takes all.
-        seed: Seed of the campaign.
-        trial: Number of the trial.
-
-    Returns:
-        Indices in ascending order.
+        golden: The model and its golden run.
+        seed: Decides every fault and every choice of images.
+        record_faults: Whether results name the words hit.
+        meter: Measures the distance of activations, if that is wanted.
     """
-    if not 0 < count < total:
-        return np.arange(total)
-    rng = np.random.default_rng((seed, _IMAGES_STREAM, trial))
-    return np.sort(rng.choice(total, count, replace=False))
+
+    def __init__(
+        self,
+        golden: GoldenRun,
+        seed: int,
+        record_faults: bool = False,
+        meter: ActivationMeter | None = None,
+    ) -> None:
+        self._golden = golden
+        self._seed = seed
+        self._record_faults = record_faults
+        self._meter = meter
+        # Labels make every choice of images hold the classes in proportion.
+        self._strata = golden.labels
+
+    def run(
+        self, model: FaultModel, space: FaultSpace, trial: int, images: int, name: str = ""
+    ) -> TrialResult:
+        """Run one trial; where no bit changes it is the golden run, and nothing is computed.
+
+        Args:
+            model: What to draw.
+            space: Where faults can hit.
+            trial: Number of the trial, from 0.
+            images: Number of images; as many as there are where there are not so many.
+            name: What the record calls the fault model, if not by its name.
+        """
+        faults = model.draw(space, self._seed, trial)
+        return self.evaluate(name or model.name, faults, trial, self.choose(trial, images))
+
+    def choose(self, trial: int, images: int) -> Indices:
+        """Draw a trial's images: the same for every model and fault model."""
+        total = len(self._golden.images)
+        return choose_images(total, images, self._seed, trial, self._strata)
+
+    def evaluate(self, name: str, faults: FaultMap, trial: int, chosen: Indices) -> TrialResult:
+        """Evaluate given faults on given images.
+
+        Args:
+            name: Name of the fault model.
+            faults: The faults.
+            trial: Number of the trial.
+            chosen: Indices of the images, ascending.
+        """
+        injection = self._golden.encoded.inject(faults)
+        verdict, distance = self._verdict(injection, chosen)
+        return TrialResult(
+            fault=name,
+            trial=trial,
+            sites=faults.sites,
+            flips=injection.flips,
+            verdict=verdict,
+            distance=distance,
+            words=_spell(faults) if self._record_faults else None,
+        )
+
+    def _verdict(self, injection: Injection, chosen: Indices) -> tuple[Verdict, float | None]:
+        golden = self._golden
+        if not injection.words:
+            return golden.judge.unchanged(chosen), None if self._meter is None else 0.0
+        if self._meter is not None:
+            outputs, effects = self._meter.effects(injection, golden.images[chosen])
+            return golden.judge.compare(outputs, chosen), mean_distance(effects)
+        stage = golden.stages.for_faults(injection.words)
+        try:
+            injection.put(stage.engine)
+            outputs = stage.run(chosen)
+        finally:
+            injection.undo(stage.engine)
+        return golden.judge.compare(outputs, chosen), None
+
+
+def _spell(faults: FaultMap) -> dict[str, list[tuple[int, int]]]:
+    return {
+        name: list(zip(elements.tolist(), masks.tolist(), strict=True))
+        for name, (elements, masks) in faults.words.items()
+    }
