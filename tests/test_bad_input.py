@@ -153,7 +153,7 @@ def write_data(project: Path) -> None:
         (["--mean", "1,2"], "mean has 2 values but the images (1x8x8) have 1 channels"),
         (["--mean", "a"], "--mean 'a' is not a list of numbers: separate them with commas"),
         (["--resize", "8"], "--resize '8' is not a size: write HEIGHTxWIDTH, such as 32x32"),
-        (["--provider", "tpu"], "unknown provider 'tpu': choose auto, cpu or cuda"),
+        (["--provider", "tpu"], "unknown provider 'tpu': choose among auto, cpu, cuda"),
         (["--threads", "-1"], "threads must be at least 0, not -1"),
         (["--batch-size", "0"], "batch-size must be at least 1, not 0"),
         (["--config", "missing.toml"], "cannot read missing.toml: No such file"),

@@ -21,7 +21,7 @@ from proact_onnx.settings import HardenSettings
 from proact_onnx.thresholds import Granularity
 from tests.command_line import Command, snapshot
 
-COMMANDS = ["inspect", "harden", "inject", "verify"]
+COMMANDS = ["inspect", "harden", "inject", "sensitivity", "replay", "verify"]
 QUICK = ["--calibration-images", 120, "--accept-images", 60, "--epochs", 1, "--epochs-neuron", 1]
 FEW = ["--trials", 4, "--images", 30]
 
@@ -50,7 +50,8 @@ def test_the_whole_path_with_ranger(command: Command, project: Path) -> None:
     assert "engine: " in injected.err
     for name in ("digits", "digits.hardened"):
         header, trials = read_campaign(project / f"{name}.campaign.jsonl")
-        assert [(t.ber, t.trial, t.images) for t in trials] == [(1e-6, n, 30) for n in range(4)]
+        found = [(trial.fault, trial.trial, trial.verdict.images) for trial in trials]
+        assert found == [("ber=1e-06", number, 30) for number in range(4)]
         with (project / f"{name}.campaign.csv").open(encoding="utf-8") as stream:
             [row] = csv.DictReader(stream)
         assert (row["model"], row["ber"], row["trials"]) == (f"{name}.onnx", "1e-06", "4")
@@ -98,14 +99,94 @@ def test_one_model_is_measured_alone(command: Command, project: Path) -> None:
     assert outcome.code == 0
     assert "digits.onnx under faults" in outcome.out
     assert "accuracy in %" not in outcome.out
-    rates = [trial.ber for trial in read_campaign(project / "digits.campaign.jsonl")[1]]
-    assert rates == [0.0] * 4 + [1e-4] * 4
+    faults = [trial.fault for trial in read_campaign(project / "digits.campaign.jsonl")[1]]
+    assert faults == ["ber=0.0"] * 4 + ["ber=0.0001"] * 4
 
 
 def test_rates_may_be_given_by_repeating_the_option(command: Command, project: Path) -> None:
     assert command("inject", "--ber", "1e-5", "--ber", "1e-4", *FEW).code == 0
     _, trials = read_campaign(project / "digits.campaign.jsonl")
-    assert {trial.ber for trial in trials} == {1e-5, 1e-4}
+    assert {trial.fault for trial in trials} == {"ber=1e-05", "ber=0.0001"}
+
+
+def test_amounts_of_the_file_give_way_to_those_of_the_command_line(
+    command: Command, project: Path
+) -> None:
+    assert command("inject", "digits.onnx", "--flips", "3", *FEW).code == 0
+    _, trials = read_campaign(project / "digits.campaign.jsonl")
+    assert {trial.fault for trial in trials} == {"flips=3"}
+    arguments = ("--single", "--ber", "1e-5", "--effect", "stuck-at-0,flip", "--burst", "2")
+    assert command("inject", "digits.onnx", *arguments, *FEW).code == 0
+    _, trials = read_campaign(project / "digits.campaign.jsonl")
+    assert {trial.fault for trial in trials[4:]} == {
+        "ber=1e-05 stuck-at-0 burst=2",
+        "ber=1e-05 burst=2",
+        "single stuck-at-0 burst=2",
+        "single burst=2",
+    }
+
+
+def test_a_figure_needs_a_rate(command: Command, project: Path) -> None:
+    outcome = command("inject", "digits.onnx", "--single", *FEW, "--plot", "a.png")
+    assert (outcome.code, outcome.out) == (1, "")
+    assert outcome.err == (
+        "error: a figure shows accuracy over the bit error rate, and none is asked for: add "
+        "--ber, or leave --plot out\n"
+    )
+    assert not list(project.glob("*.campaign.*"))
+
+
+def test_further_measures_on_the_terminal(command: Command) -> None:
+    outcome = command(
+        "inject", "digits.onnx", "--ber", "1e-5", *FEW,
+        "--requirement", 90, "--per-class", "--distance",
+    )  # fmt: skip
+    assert outcome.code == 0
+    for heading in ("SDC-5", "P(below 90)", "L2 (Eq. 9)", "accuracy by class in %", "images run"):
+        assert heading in outcome.out
+    assert re.search(r"^ +9 +\d+ +\d+\.\d\d ", outcome.out, re.MULTILINE)
+
+
+def test_the_most_critical_bits_and_one_of_them_repeated(command: Command, project: Path) -> None:
+    arguments = ("--trials", 2, "--images", 20, "--bits", "10,30", "--heatmap", "atlas.png")
+    outcome = command("sensitivity", "digits.onnx", *arguments)
+    assert outcome.code == 0
+    assert "digits.onnx under single upsets" in outcome.out
+    assert "figure: atlas.png" in outcome.out
+    assert (project / "atlas.png").read_bytes().startswith(b"\x89PNG")
+    with (project / "digits.sensitivity.csv").open(encoding="utf-8") as stream:
+        rows = list(csv.DictReader(stream))
+    assert {row["bit"] for row in rows} == {"10", "30"}
+    record = project / "digits.sensitivity.jsonl"
+    _, trials = read_campaign(record)
+    assert len(trials) == 2 * len(rows)
+
+    chosen = max(trials, key=lambda trial: trial.verdict.sdc)
+    outcome = command("replay", record, "--fault", chosen.fault, "--trial", chosen.trial)
+    assert outcome.code == 0
+    assert "reproduced: the same numbers as recorded" in outcome.out
+    assert f"{chosen.verdict.sdc} silently corrupted" in outcome.out
+    assert "distance from the fault-free run" in outcome.out
+
+
+def test_a_trial_is_repeated_site_by_site(command: Command, project: Path) -> None:
+    command("inject", "digits.onnx", "--ber", "1e-5", *FEW, "--record-faults")
+    record = project / "digits.campaign.jsonl"
+    [wanted] = [trial for trial in read_campaign(record)[1] if trial.trial == 2]
+    outcome = command("replay", record.name, "--trial", 2, "--sites", "sites.csv")
+    assert outcome.code == 0
+    assert f"{wanted.flips} bits changed" in outcome.out
+    with (project / "sites.csv").open(encoding="utf-8") as stream:
+        rows = list(csv.DictReader(stream))
+    assert sum(len(row["bits"].split()) for row in rows) == wanted.flips
+    for row in rows[:20]:
+        assert f"{float(row['after']):.6g}" in outcome.out
+
+    (project / "digits.onnx").rename(project / "moved.onnx")
+    outcome = command("replay", record.name, "--trial", 2)
+    assert outcome.code == 1
+    assert re.search(r"the model of .* is not at .*digits\.onnx: name it with --model", outcome.err)
+    assert command("replay", record.name, "--trial", 2, "--model", "moved.onnx").code == 0
 
 
 def test_the_same_command_again_only_adds(command: Command, project: Path) -> None:
@@ -180,7 +261,8 @@ def test_help(name: str, command: Command) -> None:
         assert "Factor on profiled maxima, at least 1. [harden.slack=1.01]" in text
         assert "[data.calibration]" in text
     if name == "inject":
-        assert "[inject.ber=1e-6]" in text
+        assert "[inject.ber]" in text
+        assert "[inject.format=Q15.16]" in text
         assert "Usage: proact-onnx inject [OPTIONS] [MODEL]..." in text
 
 

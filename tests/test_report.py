@@ -1,16 +1,27 @@
 """Tables and figures: every number is there, within 100 columns, and figures are files."""
 
+import dataclasses
 import io
 import re
 from pathlib import Path
 
+import matplotlib as mpl
 import numpy as np
 import pytest
 from matplotlib import image
 from rich.console import Console, RenderableType
 
 from proact_onnx.activations import Activation
-from proact_onnx.campaign import BerSummary, CampaignResult, Estimate
+from proact_onnx.campaign import (
+    Atlas,
+    CampaignResult,
+    CellSummary,
+    Estimate,
+    FaultSite,
+    FaultSummary,
+    LayerEffect,
+    Spread,
+)
 from proact_onnx.cli.terminal import show
 from proact_onnx.errors import OutputError
 from proact_onnx.faults import Kind, Parameter
@@ -18,11 +29,19 @@ from proact_onnx.report import (
     activation_table,
     campaign_table,
     check_figure,
+    class_table,
     clipping_table,
     comparison_table,
     cost_table,
+    effect_table,
+    gain_table,
+    measures_table,
     parameter_table,
     plot_accuracy,
+    plot_atlas,
+    sensitivity_table,
+    site_table,
+    spell_fault,
     threshold_table,
 )
 from proact_onnx.thresholds import Thresholds
@@ -49,16 +68,21 @@ def result(
 ) -> CampaignResult:
     """A campaign with the longest numbers there can be."""
     summaries = tuple(
-        BerSummary(
+        FaultSummary(
+            fault=f"ber={rate!r}",
             ber=rate,
             trials=12_345,
+            evaluated=1_580_160,
             flips=2.6491e4 * (place + 1),
             accuracy=Estimate(mean - place / 10, mean - 0.2, mean),
             drop=Estimate(0.1234, 0.1, 0.2),
             sdc=Estimate(0.2345, 0.2, 0.3),
+            sdc5=Estimate(0.1357, 0.1, 0.2),
             nonfinite=Estimate(0.3456, 0.3, 0.4),
-            percentile5=0.4567,
+            percentile5=Estimate(0.4567, 0.4, 0.5),
             worst=0.0567,
+            spread=Spread(0.2468, 0.3579),
+            values=tuple(mean - place / 10 - trial % 2 / 100 for trial in range(40)),
         )
         for place, rate in enumerate(rates)
     )
@@ -71,6 +95,8 @@ def result(
         saturated=0,
         memory_overhead=0.12418,
         labelled=True,
+        classifier=True,
+        golden_classes=None,
         summaries=summaries,
     )
 
@@ -110,7 +136,7 @@ def test_thresholds_as_the_range_of_their_values() -> None:
 
 
 def test_parameters_by_the_names_that_patterns_match() -> None:
-    parameter = Parameter("block.weight", Kind.WEIGHT, (64, 3, 3, 3), LONG)
+    parameter = Parameter("block.weight", Kind.WEIGHT, (64, 3, 3, 3), LONG, 32, tuple(range(32)))
     text = render(parameter_table([parameter]))
     assert {"block.weight", "weight", "1,728"} <= set(cells(text))
 
@@ -121,6 +147,7 @@ def test_one_campaign() -> None:
     assert "99% interval" in text
     [first, second] = [line for line in text.splitlines() if "12,345" in line]
     assert cells(first.strip()) == [
+        "BER",
         "1e-7",
         "12,345",
         "2.649e+04",
@@ -133,7 +160,7 @@ def test_one_campaign() -> None:
         "45.67",
         "5.67",
     ]
-    assert cells(second.strip())[:4] == ["3e-6", "12,345", "5.298e+04", "90.00"]
+    assert cells(second.strip())[:5] == ["BER", "3e-6", "12,345", "5.298e+04", "90.00"]
 
 
 @pytest.mark.parametrize("width", [20, 40, 60, 80, 100])
@@ -144,7 +171,7 @@ def test_a_narrow_terminal_loses_no_figures(
     show(campaign_table(result("digits.onnx"), 0.95))
     show(threshold_table([activation(LONG, ())], Thresholds({f"{LONG}.t": np.float32([1.125])})))
     text = capsys.readouterr().out
-    [row] = [line for line in text.splitlines() if "1e-7" in line]
+    [row] = [line for line in text.splitlines() if "2.649e+04" in line]
     assert cells(row.strip())[-5:] == ["12.34", "23.45", "34.56", "45.67", "5.67"]
     assert text.count("1.125") == 3
     assert "…" not in text
@@ -171,10 +198,135 @@ def test_models_side_by_side(count: int) -> None:
         assert any(piece and name.startswith(piece) for piece in found)
 
 
+@pytest.mark.parametrize("count", [2, 4])
+def test_gains_over_the_first_model(count: int) -> None:
+    results = [result(f"model{n}.onnx", 0.5 + n / 10) for n in range(count)]
+    text = render(gain_table(results, 0.95))
+    title = "points gained over model0.onnx under the same faults"
+    assert title in " ".join(text.split())
+    for number in range(1, count):
+        # Trials differ among themselves, but the models by the same amount in each.
+        assert text.count(f"+{10 * number}.00") >= 2
+        assert f"model{number}.onnx" in text
+
+
 def test_model_names_are_not_read_as_markup() -> None:
     assert "[bold]x.onnx under faults" in render(campaign_table(result("[bold]x.onnx"), 0.95))
     assert "[bold]x.onnx" in render(comparison_table([result("[bold]x.onnx")] * 2, 0.95))
     assert "[red]relu" in render(activation_table([activation("[red]relu", (1,))], "title"))
+
+
+def test_further_measures_only_where_they_were_taken() -> None:
+    plain = result("digits.onnx")
+    text = render(measures_table(plain, None))
+    assert {"1,580,160", "24.68", "35.79", "13.57"} <= set(cells(text))
+    for absent in ("P(below", "Eq. 9", "output L2"):
+        assert absent not in text
+    summary = dataclasses.replace(
+        plain.summaries[0],
+        below=Estimate(0.25, 0.2, 0.3),
+        relative_l2=1.5,
+        deviating=0.125,
+        distance=2.5e12,
+    )
+    text = render(measures_table(dataclasses.replace(plain, summaries=(summary,)), 90.0))
+    assert "P(below 90)" in text
+    assert "25.00 [20.00, 30.00]" in text
+    assert {"1.5", "12.50", "2.5e+12"} <= set(cells(text))
+
+
+def test_classes() -> None:
+    counted = dataclasses.replace(result("x").summaries[0], classes=((10, 5), (0, 0)))
+    campaign = dataclasses.replace(
+        result("x.onnx"), golden_classes=((100, 90), (0, 0)), summaries=(counted,)
+    )
+    text = render(class_table(campaign))
+    rows = [cells(line.strip()) for line in text.splitlines()]
+    assert ["0", "100", "90.00", "50.00"] in rows
+    assert ["1", "0"] in rows
+
+
+@pytest.mark.parametrize(
+    ("name", "spelled"),
+    [
+        ("ber=1e-06", "BER 1e-6"),
+        ("ber=0.001 stuck-at-1 burst=2", "BER 0.001, stuck at 1, bursts of 2 bits"),
+        ("flips=1", "1 upset"),
+        ("flips=2000 burst=3-words", "2,000 upsets, bursts of 3 words"),
+        ("single", "single upsets"),
+    ],
+)
+def test_fault_models_spelled_out(name: str, spelled: str) -> None:
+    assert spell_fault(name) == spelled
+
+
+def atlas(layers: int) -> Atlas:
+    def cell(layer: int, bit: int | None, share: float) -> CellSummary:
+        estimate = Estimate(share, share / 2, min(1.0, 2 * share))
+        nothing = Estimate(0.0, 0.0, 0.1)
+        name = f"{LONG}/{layer}"
+        return CellSummary(name, Kind.WEIGHT, bit, 65_536, 320, estimate, estimate, nothing)
+
+    return Atlas(
+        model="digits.onnx",
+        golden_accuracy=0.9,
+        images=100,
+        cells=tuple(
+            cell(layer, bit, 0.4 if bit in (3, 30, 31) else 0.0)
+            for layer in range(layers)
+            for bit in range(32)
+        ),
+        layers=tuple(cell(layer, None, 0.0375) for layer in range(layers)),
+    )
+
+
+def test_the_atlas_names_critical_bits() -> None:
+    text = render(sensitivity_table(atlas(2), 0.95))
+    assert "digits.onnx under single upsets" in text
+    found = cells(text)
+    assert found.count("65,536") == found.count("3.75") // 2 == 2
+    assert "3,30-" in text or "3,30" in text
+
+
+@pytest.mark.parametrize("layers", [1, 40])
+def test_the_atlas_as_a_figure(layers: int, tmp_path: Path) -> None:
+    """Columns of critical bits are bright over their whole height, bit 31 on the left."""
+    path = tmp_path / "atlas.png"
+    plot_atlas(atlas(layers), path)
+    pixels = image.imread(path)[..., :3]
+    yellow = np.array([0xFD, 0xE7, 0x37]) / 255
+    bright = (np.abs(pixels - yellow).max(axis=2) < 0.03).sum(axis=0)
+    columns = np.flatnonzero(bright > bright.max() / 2)
+    assert len(np.flatnonzero(np.diff(columns) > 1)) + 1 in (2, 3)
+    assert columns[0] < pixels.shape[1] / 2
+
+
+def test_fault_sites_and_what_they_did() -> None:
+    sites = [
+        FaultSite("block.weight", LONG, (63, 2, 0, 1), (3, 4, 30), 0.0123456789, -16384.5),
+        FaultSite("threshold", LONG, (), tuple(range(0, 32, 2)), 1.0, float("nan")),
+    ]
+    text = render(site_table(sites, 4096))
+    assert "the first 2 of 4,096 words" in text
+    assert {"63,2,0,1", "3-4,30", "0.0123457", "-16384.5", "nan"} <= set(cells(text))
+    assert "the first" not in render(site_table(sites, 2))
+    text = render(effect_table([LayerEffect(LONG, 1.5e9, float("inf"), 3.25, 1_234)]))
+    assert {"inf", "1.5e+09", "3.25", "1,234"} <= set(cells(text))
+
+
+def test_fault_models_of_one_rate_are_lines_of_their_own(tmp_path: Path) -> None:
+    path = tmp_path / "figure.svg"
+    first, second = result("x.onnx", 1.0, (1e-6, 1e-5)), result("x.onnx", 0.5, (1e-6, 1e-5))
+    stuck = [dataclasses.replace(s, fault=f"{s.fault} stuck-at-0") for s in second.summaries]
+    single = dataclasses.replace(first.summaries[0], fault="single", ber=None)
+    both = dataclasses.replace(first, summaries=(*first.summaries, *stuck, single))
+    mpl.rcParams["svg.fonttype"] = "none"
+    try:
+        plot_accuracy([both], path, 0.95)
+    finally:
+        mpl.rcParams["svg.fonttype"] = "path"
+    labels = re.findall(r">(x\.onnx[^<]*)<", path.read_text())
+    assert labels == ["x.onnx (clean 100.00 %)", "x.onnx, stuck-at-0 (clean 100.00 %)"]
 
 
 def test_clipped_layers() -> None:

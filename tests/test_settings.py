@@ -16,6 +16,7 @@ from proact_onnx.errors import SettingsError
 from proact_onnx.settings import (
     HardenSettings,
     InjectSettings,
+    Protocol,
     RuntimeSettings,
     Settings,
     ThresholdScale,
@@ -25,8 +26,15 @@ from tests.command_line import Command
 
 # Options that are actions of one call, not settings.
 ACTIONS = {"--config", "--force", "--resume", "--help", "--version"}
-ARGUMENTS = {"model", "models", "original", "hardened"}
+ACTIONS_OF = {
+    ("inspect", "--layers"),
+    *(("replay", flag) for flag in ("--trial", "--fault", "--model", "--sites")),
+}
+ARGUMENTS = {"model", "models", "original", "hardened", "record"}
 DOCUMENTATION = Path(__file__).parents[1] / "docs" / "settings.md"
+
+# On the command line, what is said by the option alone.
+FLAG = "(the option alone)"
 
 # By key: how the file says it, how the command line says it differently, and what that means.
 SAMPLES: dict[str, tuple[str, str, Any]] = {
@@ -44,6 +52,7 @@ SAMPLES: dict[str, tuple[str, str, Any]] = {
     "runtime.provider": ("'auto'", "cpu", "cpu"),
     "runtime.threads": ("3", "2", 2),
     "runtime.batch_size": ("7", "8", 8),
+    "runtime.cache_memory": ("7", "0", 0),
     "harden.method": ("'a'", "ranger", "ranger"),
     "harden.granularity": ("'a'", "channel", "channel"),
     "harden.form": ("'a'", "smooth", "smooth"),
@@ -64,16 +73,34 @@ SAMPLES: dict[str, tuple[str, str, Any]] = {
     "harden.patience": ("3", "4", 4),
     "harden.seed": ("3", "4", 4),
     "inject.ber": ("[1e-3, 1e-4]", "1e-7,3e-6", (1e-7, 3e-6)),
+    "inject.flips": ("3", "1,20", (1, 20)),
+    "inject.single": ("false", FLAG, True),
+    "inject.exhaustive": ("false", FLAG, True),
+    "inject.margin": ("3", "0.5", 0.5),
+    "inject.effect": ("'stuck-at-0'", "flip, stuck-at-1", ("flip", "stuck-at-1")),
+    "inject.burst": ("2", "1,3", (1, 3)),
+    "inject.burst_along": ("'bits'", "words", "words"),
     "inject.trials": ("3", "4", 4),
+    "inject.half_width": ("3", "0.5", 0.5),
+    "inject.protocol": ("'adaptive'", "paper", Protocol.PAPER),
+    "inject.bits": ("'3-5'", "0-7,31", "0-7,31"),
+    "inject.requirement": ("3", "90", 90.0),
+    "inject.tolerance": ("3", "0.05", 0.05),
+    "inject.per_class": ("false", FLAG, True),
+    "inject.distance": ("false", FLAG, True),
+    "inject.record_faults": ("false", FLAG, True),
     "inject.images": ("3", "4", 4),
     "inject.format": ("'Q7.8'", "float32", "float32"),
     "inject.targets": ("['bias']", "weight, threshold", ("weight", "threshold")),
     "inject.layers": ("'a*'", "b*,c", ("b*", "c")),
     "inject.confidence": ("0.9", "0.99", 0.99),
     "inject.seed": ("3", "4", 4),
+    "sensitivity.trials": ("3", "4", 4),
+    "sensitivity.images": ("3", "4", 4),
     "output.hardened": ("'a.onnx'", "b.onnx", Path("b.onnx")),
     "output.folder": ("'a'", "b", Path("b")),
     "output.plot": ("'a.png'", "b.svg", Path("b.svg")),
+    "output.heatmap": ("'a.png'", "b.svg", Path("b.svg")),
 }
 
 
@@ -104,7 +131,7 @@ def options() -> Iterator[tuple[str, str, str, str]]:
     for name, command in group.commands.items():
         for parameter in command.params:
             flag = parameter.opts[0]
-            if flag in ACTIONS or flag in ARGUMENTS or (name, flag) == ("inspect", "--layers"):
+            if flag in ACTIONS or flag in ARGUMENTS or (name, flag) in ACTIONS_OF:
                 continue
             named = re.search(r"\\\[([a-z_.]+)(?:=(.*))?\]$", parameter.help)
             assert named, f"the help of {name} {flag} does not name its key: {parameter.help}"
@@ -142,7 +169,10 @@ def test_every_option_names_a_key_and_its_default() -> None:
     assert {key for _, _, key, _ in found} == set(defaults) - {"model"}
 
 
-@pytest.mark.parametrize(("name", "flag", "key"), [option[:3] for option in options()])
+# The model of a replay is that of its record; its options are those of inject.
+@pytest.mark.parametrize(
+    ("name", "flag", "key"), [option[:3] for option in options() if option[0] != "replay"]
+)
 def test_option_goes_before_the_file(
     name: str,
     flag: str,
@@ -160,7 +190,7 @@ def test_option_goes_before_the_file(
         raise SeenError
 
     monkeypatch.setattr(f"proact_onnx.cli.{name}.need_model", capture)
-    for arguments in ([], [flag, text]):
+    for arguments in ([], [flag] if text is FLAG else [flag, text]):
         with pytest.raises(SeenError):
             command(name, *arguments)
     from_file, from_both = (look_up(settings, key) for settings in seen)
@@ -182,6 +212,15 @@ def test_file_sets_every_key(key: str, tmp_path: Path) -> None:
         "harden.max_accuracy_drop": 3.0,
         "harden.step": ThresholdScale.RELATIVE,
         "inject.ber": (1e-3, 1e-4),
+        "inject.flips": (3,),
+        "inject.single": False,
+        "inject.exhaustive": False,
+        "inject.effect": ("stuck-at-0",),
+        "inject.burst": (2,),
+        "inject.protocol": Protocol.ADAPTIVE,
+        "inject.per_class": False,
+        "inject.distance": False,
+        "inject.record_faults": False,
         "inject.targets": ("bias",),
         "inject.layers": ("a*",),
     }
@@ -237,14 +276,28 @@ def test_a_file_that_is_named_must_exist(tmp_path: Path) -> None:
         ("[inject", "is not valid TOML"),
         ("trials = 3", "unknown key 'trials': choose among data, harden, inject, model, output"),
         ("[injection]", "unknown key 'injection'"),
-        ("[inject]\ntrails = 3", "unknown key 'inject.trails': choose among ber, confidence"),
+        ("[inject]\ntrails = 3", "unknown key 'inject.trails': choose among ber, bits, burst"),
         ("inject = 3", r"key 'inject' must be a table: write \[inject\]"),
         ("model = 3", "key 'model' must be text in quotes, not 3"),
         ("[inject]\ntrials = '3'", "key 'inject.trials' must be a whole number, not '3'"),
         ("[inject]\ntrials = true", "key 'inject.trials' must be a whole number, not True"),
         ("[inject]\ntrials = 3.0", "key 'inject.trials' must be a whole number, not 3.0"),
         ("[inject]\nber = [1e-6, 'x']", "key 'inject.ber' must be a number, not 'x'"),
-        ("[inject]\nber = []", r"table \[inject\]: no bit error rate is given"),
+        ("[inject]\neffect = []", r"table \[inject\]: no effect is given: name at least one"),
+        ("[inject]\nburst = []", r"table \[inject\]: no burst length is given: name at least"),
+        ("[inject]\nburst = 33", "burst must be between 1 and 32, not 33"),
+        ("[inject]\neffect = 'melt'", "unknown effect 'melt': choose among flip, stuck-at-0"),
+        ("[inject]\nburst_along = 'x'", "unknown burst-along 'x': choose among bits, words"),
+        ("[inject]\nflips = 0", "flips must be at least 1, not 0"),
+        ("[inject]\nsingle = 1", "key 'inject.single' must be true or false, not 1"),
+        ("[inject]\nbits = '7-3'", "bits '7-3' cannot be understood: write positions and spans"),
+        ("[inject]\nbits = 'sign'", "bits 'sign' cannot be understood: write positions"),
+        (
+            "[inject]\nprotocol = 'paper'\nimages = 3",
+            "the paper's protocol is 500 trials on all images, and images is 3: leave images out",
+        ),
+        ("[inject]\nhalf_width = 0", "half-width must be between 0.001 and 50, not 0"),
+        ("[inject]\nrequirement = 101", "requirement must be between 0 and 100, not 101"),
         ("[inject]\nber = nan", r"table \[inject\]: bit error rate nan is not a probability"),
         ("[inject]\nber = 1.5", "bit error rate 1.5 is not a probability: give a number from 0"),
         ("[inject]\nconfidence = 1", "confidence must be between 0.5 and 0.9999, not 1"),
@@ -253,7 +306,7 @@ def test_a_file_that_is_named_must_exist(tmp_path: Path) -> None:
         ("[harden]\nslope = nan", "slope must be at least 0.001, not nan"),
         ("[harden]\nstep = 'none'", "must be one of relative, absolute, not 'none'"),
         ("[data]\ntest_part = 'both'", "'data.test_part' must be one of train, test, not 'both'"),
-        ("[runtime]\nprovider = 'tpu'", "unknown provider 'tpu': choose auto, cpu or cuda"),
+        ("[runtime]\nprovider = 'tpu'", "unknown provider 'tpu': choose among auto, cpu, cuda"),
         ("[runtime]\nbatch-size = 1\nbatch_size = 2", "'runtime.batch_size' is given twice"),
         ("[preprocessing]\nlayout = 'hwc'", "must be one of auto, nchw, nhwc, not 'hwc'"),
         ("[preprocessing]\nresize = [8]", r"resize is \(8,\): give a height and a width"),

@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args
 
 from proact_onnx.data import Dataset, Part, load_dataset
 from proact_onnx.errors import DataError, SettingsError
-from proact_onnx.settings import Settings, read_settings
+from proact_onnx.settings import Protocol, Settings, read_settings
 
 Role = Literal["calibration", "test"]
 
@@ -17,14 +17,17 @@ def gather(options: Mapping[str, Any], *tables: str) -> Settings:
 
     Args:
         options: By name, what the command received; an option that was not given is None.
-        *tables: Tables of ``proact.toml`` whose keys are options of the command by name.
+        *tables: Tables of ``proact.toml`` whose keys are options of the command by name; where
+            two have a key of one name, the first.
 
     Raises:
         SettingsError: If the file or an option cannot be understood.
     """
-    settings = read_settings(options["config"])
+    settings = _without_rivals(read_settings(options["config"]), options)
+    taken: set[str] = set()
     for table in tables:
-        keys = {field.name for field in dataclasses.fields(getattr(settings, table))}
+        keys = {field.name for field in dataclasses.fields(getattr(settings, table))} - taken
+        taken |= keys
         given = {
             name: _PARSERS[name](name, value) if name in _PARSERS else value
             for name, value in options.items()
@@ -32,6 +35,18 @@ def gather(options: Mapping[str, Any], *tables: str) -> Settings:
         }
         settings = settings.override(table, given)
     return settings
+
+
+def _without_rivals(settings: Settings, options: Mapping[str, Any]) -> Settings:
+    """Drop from the file what an option replaces although its name is another."""
+    inject = settings.inject
+    if any(options.get(name) for name in ("ber", "flips", "single", "exhaustive")):
+        inject = dataclasses.replace(inject, ber=(), flips=(), single=False, exhaustive=False)
+    if options.get("protocol") is Protocol.PAPER:
+        inject = dataclasses.replace(inject, trials=None, images=0, half_width=None)
+    elif any(options.get(name) for name in ("trials", "images", "half_width")):
+        inject = dataclasses.replace(inject, protocol=Protocol.ADAPTIVE)
+    return dataclasses.replace(settings, inject=inject)
 
 
 def with_source(
@@ -108,6 +123,15 @@ def _numbers(name: str, given: str | list[str]) -> tuple[float, ...]:
         ) from error
 
 
+def _integers(name: str, text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(item) for item in text.split(","))
+    except ValueError as error:
+        raise SettingsError(
+            f"--{name} {text!r} is not a list of whole numbers: separate them with commas"
+        ) from error
+
+
 def _words(name: str, text: str) -> tuple[str, ...]:
     words = tuple(item.strip() for item in text.split(","))
     if not all(words):
@@ -127,6 +151,9 @@ def _size(name: str, text: str) -> tuple[int, int]:
 
 _PARSERS: Mapping[str, Callable[[str, Any], Any]] = {
     "ber": _numbers,
+    "burst": _integers,
+    "effect": _words,
+    "flips": _integers,
     "layers": _words,
     "mean": _numbers,
     "resize": _size,

@@ -8,32 +8,42 @@ import typer
 
 from proact_onnx.cli.gather import gather, need_model, need_source, with_source
 from proact_onnx.cli.options import (
+    FAULTS,
     FILES,
+    STATISTICS,
     BatchSize,
+    Bits,
+    CacheMemory,
+    Confidence,
     Config,
+    Force,
+    Format,
+    LayerPatterns,
     LayoutOption,
     Mean,
+    OutputFolder,
     ProviderOption,
+    RecordFaults,
     Resize,
     Scale,
+    Seed,
     Std,
+    Targets,
     TestData,
     TestLabels,
     TestPart,
     Threads,
+    Tolerance,
     setting,
 )
 from proact_onnx.cli.outputs import set_aside
 from proact_onnx.cli.terminal import err, interrupted, say, show, spell
 from proact_onnx.console import BarReporter
 from proact_onnx.errors import SettingsError
-from proact_onnx.settings import Settings
+from proact_onnx.settings import BURST_AXES, EFFECTS, Protocol, Settings
 
 if TYPE_CHECKING:
     from proact_onnx.campaign import CampaignResult
-
-_FAULTS = "Faults"
-_STATISTICS = "Trials"
 
 
 def inject(
@@ -49,51 +59,115 @@ def inject(
         list[str] | None,
         setting(
             "inject.ber",
-            "Bit error rate: the probability that a stored bit is flipped; several with commas, "
-            "or by repeating the option.",
-            _FAULTS,
+            "Bit error rate: the probability that a stored bit is faulty; several with commas, or "
+            "by repeating the option; 1e-6 where no faults are asked for.",
+            FAULTS,
             "RATE,...",
         ),
     ] = None,
-    format: Annotated[
+    flips: Annotated[
         str | None,
+        setting("inject.flips", "A fixed number of upsets in a trial.", FAULTS, "COUNT,..."),
+    ] = None,
+    single: Annotated[
+        bool | None,
         setting(
-            "inject.format", "How parameters are stored.", _FAULTS, "Qm.n|float32|float16|bfloat16"
+            "inject.single",
+            "One upset a trial, no place twice; as many trials as --margin asks for.",
+            FAULTS,
         ),
     ] = None,
-    targets: Annotated[
-        str | None,
+    exhaustive: Annotated[
+        bool | None,
         setting(
-            "inject.targets",
-            "Kinds of parameters to fault; by default all of weight, bias, threshold.",
-            _FAULTS,
-            "KIND,...",
+            "inject.exhaustive", "One upset a trial, at every place of the fault space.", FAULTS
         ),
     ] = None,
-    layers: Annotated[
+    effect: Annotated[
+        str | None,
+        setting("inject.effect", "What an upset does to its bits.", FAULTS, "|".join(EFFECTS)),
+    ] = None,
+    burst: Annotated[
+        str | None,
+        setting("inject.burst", "Number of bits that one upset hits.", FAULTS, "LENGTH,..."),
+    ] = None,
+    burst_along: Annotated[
         str | None,
         setting(
-            "inject.layers",
-            "Names of layers or parameters to fault, * for any letters; by default all.",
-            _FAULTS,
-            "PATTERN,...",
+            "inject.burst_along",
+            "Adjacent bits of a word, or the same bit of adjacent words.",
+            FAULTS,
+            "|".join(BURST_AXES),
         ),
     ] = None,
+    format: Format = None,
+    targets: Targets = None,
+    layers: LayerPatterns = None,
+    bits: Bits = None,
     trials: Annotated[
-        int | None, setting("inject.trials", "Fault maps for each bit error rate.", _STATISTICS)
+        int | None,
+        setting(
+            "inject.trials",
+            "Fault maps for each fault model; by default 500, or as many as --half-width or "
+            "--margin needs.",
+            STATISTICS,
+        ),
     ] = None,
     images: Annotated[
         int | None,
-        setting("inject.images", "Images, drawn afresh for each trial; 0: all.", _STATISTICS),
+        setting(
+            "inject.images",
+            "Images, drawn afresh for each trial; 0: a pilot of 30 trials chooses.",
+            STATISTICS,
+        ),
     ] = None,
-    confidence: Annotated[
+    half_width: Annotated[
         float | None,
-        setting("inject.confidence", "Level of the intervals, below 1.", _STATISTICS),
+        setting(
+            "inject.half_width",
+            "Stop when half the interval of the accuracy is this narrow, in points.",
+            STATISTICS,
+        ),
     ] = None,
-    seed: Annotated[
-        int | None,
-        setting("inject.seed", "Decides every fault and every choice of images.", _STATISTICS),
+    protocol: Annotated[
+        Protocol | None,
+        setting(
+            "inject.protocol",
+            "How evaluations are spent; paper: 500 fault maps, each on all images.",
+            STATISTICS,
+        ),
     ] = None,
+    margin: Annotated[
+        float | None,
+        setting(
+            "inject.margin",
+            "Points within which --single estimates the share of failures (Leveugle et al.).",
+            STATISTICS,
+        ),
+    ] = None,
+    confidence: Confidence = None,
+    requirement: Annotated[
+        float | None,
+        setting(
+            "inject.requirement",
+            "Count trials with an accuracy below this, in per cent.",
+            STATISTICS,
+        ),
+    ] = None,
+    tolerance: Tolerance = None,
+    per_class: Annotated[
+        bool | None,
+        setting("inject.per_class", "Show accuracy by class, too.", STATISTICS),
+    ] = None,
+    distance: Annotated[
+        bool | None,
+        setting(
+            "inject.distance",
+            "Measure the L2 distance of activations (Eq. 9), too; takes twice the time.",
+            STATISTICS,
+        ),
+    ] = None,
+    seed: Seed = None,
     data: TestData = None,
     labels: TestLabels = None,
     part: TestPart = None,
@@ -105,28 +179,17 @@ def inject(
     provider: ProviderOption = None,
     threads: Threads = None,
     batch_size: BatchSize = None,
-    output_folder: Annotated[
-        Path | None,
-        setting(
-            "output.folder",
-            "Folder of the record MODEL.campaign.jsonl and the summary MODEL.campaign.csv; by "
-            "default the model's own.",
-            FILES,
-        ),
-    ] = None,
+    cache_memory: CacheMemory = None,
+    output_folder: OutputFolder = None,
     plot: Annotated[
         Path | None,
         setting(
             "output.plot", "Figure of accuracy over bit error rate: .png, .svg or .pdf.", FILES
         ),
     ] = None,
+    record_faults: RecordFaults = None,
     config: Config = None,
-    force: Annotated[
-        bool,
-        typer.Option(
-            "--force", help="Start a record over instead of going on.", rich_help_panel=FILES
-        ),
-    ] = False,
+    force: Force = False,
 ) -> None:
     """Flip bits of stored parameters at random and measure what is left of the accuracy."""
     from proact_onnx.campaign import Campaign
@@ -135,7 +198,10 @@ def inject(
     from proact_onnx.report import (
         campaign_table,
         check_figure,
+        class_table,
         comparison_table,
+        gain_table,
+        measures_table,
         plot_accuracy,
     )
 
@@ -148,6 +214,11 @@ def inject(
     if figure is not None:
         check_figure(figure)
         check_writable(figure)
+        if not any(settings.inject.rates):
+            raise SettingsError(
+                "a figure shows accuracy over the bit error rate, and none is asked for: add "
+                "--ber, or leave --plot out"
+            )
     dataset = need_source(settings, "test")
     campaigns = [
         Campaign(path, dataset, settings.inject, settings.preprocessing, settings.runtime)
@@ -172,6 +243,11 @@ def inject(
         show(campaign_table(results[0], level))
     else:
         show(comparison_table(results, level))
+        show(gain_table(results, level))
+    for result in results:
+        show(measures_table(result, settings.inject.requirement))
+        if settings.inject.per_class and result.classifier:
+            show(class_table(result))
     for record in records:
         say(f"trials: {spell(record)}  summary: {spell(_summary(record))}")
     if figure is not None:
@@ -219,5 +295,7 @@ def _notes(result: "CampaignResult") -> None:
             f"note: {result.saturated:,} parameters lie outside the range of the format and were "
             "saturated"
         )
-    if not result.labelled:
+    if not result.classifier:
+        say("note: accuracy means the share of images within the tolerance of the fault-free run")
+    elif not result.labelled:
         say("note: no labels are given, so accuracy means agreement with the fault-free run")

@@ -7,11 +7,13 @@ import typer
 from rich.markup import escape
 
 from proact_onnx.data import Layout
-from proact_onnx.settings import Settings
+from proact_onnx.settings import PROVIDERS, Settings
 
 DATA = "Images and labels"
 PREPROCESSING = "From stored images to the model's input"
 RUNTIME = "ONNX Runtime"
+FAULTS = "Faults"
+STATISTICS = "Trials"
 FILES = "Settings and results"
 
 
@@ -27,7 +29,7 @@ def setting(key: str, text: str, panel: str, metavar: str | None = None) -> Any:
     owner: Any = Settings()
     for name in key.split("."):
         owner = getattr(owner, name)
-    shown = key if owner in (None, ()) else f"{key}={spell_default(owner)}"
+    shown = key if owner is None or owner == () else f"{key}={spell_default(owner)}"
     return typer.Option(
         help=f"{text} {escape(f'[{shown}]')}", rich_help_panel=panel, metavar=metavar
     )
@@ -37,6 +39,8 @@ def spell_default(value: Any) -> str:
     """Spell the default of a setting as a user would type it."""
     if isinstance(value, tuple):
         return ",".join(map(spell_default, value))
+    if isinstance(value, bool):
+        return str(value).lower()
     return f"{value:g}".replace("e-0", "e-") if isinstance(value, float) else str(value)
 
 
@@ -97,7 +101,7 @@ Resize = Annotated[
 ]
 ProviderOption = Annotated[
     str | None,
-    setting("runtime.provider", "Where the model runs.", RUNTIME, "auto|cpu|cuda"),
+    setting("runtime.provider", "Where the model runs.", RUNTIME, "|".join(PROVIDERS)),
 ]
 Threads = Annotated[
     int | None,
@@ -106,4 +110,80 @@ Threads = Annotated[
 BatchSize = Annotated[
     int | None,
     setting("runtime.batch_size", "Images per run, where the model leaves it open.", RUNTIME),
+]
+CacheMemory = Annotated[
+    int | None,
+    setting(
+        "runtime.cache_memory",
+        "MiB for values of the fault-free run, so that trials start at their first fault; 0: none.",
+        RUNTIME,
+    ),
+]
+Format = Annotated[
+    str | None,
+    setting(
+        "inject.format",
+        "How parameters are stored.",
+        FAULTS,
+        "Qm.n|auto|auto16|auto8|float32|float16|bfloat16",
+    ),
+]
+Targets = Annotated[
+    str | None,
+    setting(
+        "inject.targets",
+        "Kinds of parameters to fault; by default all of weight, bias, threshold.",
+        FAULTS,
+        "KIND,...",
+    ),
+]
+LayerPatterns = Annotated[
+    str | None,
+    setting(
+        "inject.layers",
+        "Names of layers or parameters to fault, * for any letters; by default all.",
+        FAULTS,
+        "PATTERN,...",
+    ),
+]
+Bits = Annotated[
+    str | None,
+    setting(
+        "inject.bits",
+        "Positions of the bits to fault, 0 the least significant, such as 0-15,31; by default all.",
+        FAULTS,
+        "SPAN,...",
+    ),
+]
+Tolerance = Annotated[
+    float | None,
+    setting(
+        "inject.tolerance",
+        "Outputs that are not class scores: how far an element may be off, relative to the "
+        "largest of its image.",
+        STATISTICS,
+    ),
+]
+Confidence = Annotated[
+    float | None, setting("inject.confidence", "Level of the intervals, below 1.", STATISTICS)
+]
+Seed = Annotated[
+    int | None,
+    setting("inject.seed", "Decides every fault and every choice of images.", STATISTICS),
+]
+RecordFaults = Annotated[
+    bool | None,
+    setting("inject.record_faults", "Write the fault sites of every trial, too.", FILES),
+]
+OutputFolder = Annotated[
+    Path | None,
+    setting(
+        "output.folder",
+        "Folder of the record and the summary; by default the model's own.",
+        FILES,
+    ),
+]
+Force = Annotated[
+    bool,
+    typer.Option("--force", help="Start a record over instead of going on.", rich_help_panel=FILES),
 ]

@@ -8,13 +8,24 @@ from rich.markup import escape
 from rich.table import Table
 
 from proact_onnx.activations import Activation
-from proact_onnx.campaign import CampaignResult, Estimate
+from proact_onnx.campaign import (
+    Atlas,
+    CampaignResult,
+    CellSummary,
+    Estimate,
+    FaultSite,
+    LayerEffect,
+    gain,
+)
 from proact_onnx.errors import ModelError
-from proact_onnx.faults import Parameter
+from proact_onnx.faults import Count, Effect, Parameter, Rate, parse_fault_model
 from proact_onnx.thresholds import Granularity, Thresholds, threshold_count
 from proact_onnx.verify import ClippedLayer
 
 _SAMPLES_SHOWN = 5
+_BITS_SHOWN = 8
+# Share of images from which on a bit counts as critical in the table.
+_CRITICAL = 0.05
 # With more models side by side, 100 columns hold the interval only below the mean.
 _MODELS_ON_ONE_LINE = 3
 
@@ -122,8 +133,24 @@ def threshold_table(activations: Sequence[Activation], thresholds: Thresholds) -
     return _table("thresholds", columns, rows, ["activation"])
 
 
+def spell_fault(name: str) -> str:
+    """Spell a fault model for people: BER 1e-6, stuck at 0."""
+    model = parse_fault_model(name)
+    if isinstance(model.amount, Rate):
+        parts = [f"BER {spell_rate(model.amount.ber)}"]
+    elif isinstance(model.amount, Count):
+        parts = [f"{model.amount.upsets:,} {'upset' if model.amount.upsets == 1 else 'upsets'}"]
+    else:
+        parts = ["single upsets"]
+    if model.effect is not Effect.FLIP:
+        parts.append(str(model.effect).replace("-", " "))
+    if model.shape.length > 1:
+        parts.append(f"bursts of {model.shape.length} {model.shape.along}")
+    return ", ".join(parts)
+
+
 def campaign_table(result: CampaignResult, confidence: float) -> Table:
-    """Results of one campaign, one row a bit error rate; shares in per cent.
+    """Results of one campaign, one row a fault model; shares in per cent.
 
     Args:
         result: The campaign.
@@ -131,7 +158,7 @@ def campaign_table(result: CampaignResult, confidence: float) -> Table:
     """
     rows = [
         [
-            spell_rate(summary.ber),
+            spell_fault(summary.fault),
             f"{summary.trials:,}",
             f"{summary.flips:.4g}",
             percent(summary.accuracy.mean),
@@ -139,23 +166,88 @@ def campaign_table(result: CampaignResult, confidence: float) -> Table:
             percent(summary.drop.mean),
             percent(summary.sdc.mean),
             percent(summary.nonfinite.mean),
-            percent(summary.percentile5),
+            percent(summary.percentile5.mean),
             percent(summary.worst),
         ]
         for summary in result.summaries
     ]
     level = f"{100 * confidence:g}% interval"
-    columns = ["BER", "trials", "flips", "accuracy", level]
-    columns += ["drop", "SDC", "inf/NaN", "5th pct", "worst"]
+    columns = ["faults", "trials", "flips", "accuracy", level]
+    columns += ["drop", "SDC", "DUE", "5th pct", "worst"]
     title = f"{result.model} under faults: mean flips, and shares in %"
-    return _table(title, columns, rows, [])
+    return _table(title, columns, rows, ["faults"])
+
+
+def measures_table(result: CampaignResult, requirement: float | None) -> Table:
+    """What else a campaign measured, one row a fault model; shares in per cent.
+
+    Args:
+        result: The campaign.
+        requirement: Accuracy in per cent below which a trial is a failure, if there is one.
+    """
+    rows = [[spell_fault(summary.fault)] for summary in result.summaries]
+    columns = ["faults"]
+
+    def add(column: str, cells: Sequence[str | None]) -> None:
+        if any(cell is not None for cell in cells):
+            columns.append(column)
+            for row, cell in zip(rows, cells, strict=True):
+                row.append(cell or "")
+
+    found = result.summaries
+    add("images run", [f"{summary.evaluated:,}" for summary in found])
+    add("std of maps", [percent(summary.spread.between) for summary in found])
+    add("of images", [percent(summary.spread.within) for summary in found])
+    add("SDC-5", [_share(summary.sdc5) for summary in found])
+    add(f"P(below {requirement or 0:g})", [_with_interval(summary.below) for summary in found])
+    add("output L2", [_scientific(summary.relative_l2) for summary in found])
+    deviating = [summary.deviating for summary in found]
+    add("off", [None if share is None else percent(share) for share in deviating])
+    add("L2 (Eq. 9)", [_scientific(summary.distance) for summary in found])
+    return _table(f"{result.model}: spread and further measures", columns, rows, ["faults"])
+
+
+def class_table(result: CampaignResult) -> Table:
+    """Accuracy by class in per cent: one row a class, one column a fault model."""
+    golden = result.golden_classes or ()
+    rows = []
+    for number, counts in enumerate(golden):
+        under_faults = [
+            _accuracy(summary.classes[number]) if summary.classes else ""
+            for summary in result.summaries
+        ]
+        rows.append([str(number), f"{counts[0]:,}", _accuracy(counts), *under_faults])
+    faults = [spell_fault(summary.fault) for summary in result.summaries]
+    return _table(
+        f"{result.model}: accuracy by class in %",
+        ["class", "images", "no faults", *faults],
+        rows,
+        [],
+    )
+
+
+def _accuracy(counts: tuple[int, int]) -> str:
+    images, correct = counts
+    return percent(correct / images) if images else ""
+
+
+def _share(estimate: Estimate | None) -> str | None:
+    return None if estimate is None else percent(estimate.mean)
+
+
+def _with_interval(estimate: Estimate | None) -> str | None:
+    return None if estimate is None else f"{percent(estimate.mean)} {interval(estimate)}"
+
+
+def _scientific(value: float | None) -> str | None:
+    return None if value is None else f"{value:.3g}"
 
 
 def comparison_table(results: Sequence[CampaignResult], confidence: float) -> Table:
     """Several models under the same faults: one column a model, accuracy in per cent.
 
     Args:
-        results: One campaign a model, with the same bit error rates.
+        results: One campaign a model, with the same fault models.
         confidence: Confidence level of the intervals.
     """
     gap = " " if len(results) <= _MODELS_ON_ONE_LINE else "\n"
@@ -167,10 +259,117 @@ def comparison_table(results: Sequence[CampaignResult], confidence: float) -> Ta
         cells = [
             f"{percent(summary.accuracy.mean)}{gap}{interval(summary.accuracy)}" for summary in row
         ]
-        rows.append([f"BER {spell_rate(row[0].ber)}", *cells])
+        rows.append([spell_fault(row[0].fault), *cells])
     names = [result.model for result in results]
     title = f"accuracy in %, mean and {100 * confidence:g}% interval"
     return _table(title, ["", *names], rows, ["", *names])
+
+
+def gain_table(results: Sequence[CampaignResult], confidence: float) -> Table:
+    """How much more accurate models are than the first, trial by trial; in points.
+
+    Args:
+        results: One campaign a model, with the same fault models.
+        confidence: Confidence level of the intervals.
+    """
+    first, *others = results
+    rows = []
+    for baseline, *row in zip(*(result.summaries for result in results), strict=True):
+        gains = [gain(summary, baseline, confidence) for summary in row]
+        cells = [f"{100 * found.mean:+.2f} {_signed(found)}" for found in gains]
+        rows.append([spell_fault(baseline.fault), *cells])
+    names = [result.model for result in others]
+    title = f"points gained over {first.model} under the same faults"
+    return _table(title, ["", *names], rows, ["", *names])
+
+
+def _signed(estimate: Estimate) -> str:
+    return f"[{100 * estimate.low:+.2f}, {100 * estimate.high:+.2f}]"
+
+
+def sensitivity_table(atlas: Atlas, confidence: float) -> Table:
+    """The critical-bit atlas by layer and kind; shares in per cent.
+
+    Args:
+        atlas: The atlas.
+        confidence: Confidence level of the intervals.
+    """
+    rows = []
+    for layer in atlas.layers:
+        cells = [c for c in atlas.cells if (c.layer, c.kind) == (layer.layer, layer.kind)]
+        rows.append(
+            [
+                layer.layer,
+                str(layer.kind),
+                f"{layer.words:,}",
+                f"{layer.trials:,}",
+                percent(layer.sdc.mean),
+                interval(layer.sdc),
+                percent(layer.nonfinite.mean),
+                percent(layer.drop.mean),
+                _spans([cell.bit for cell in cells if _is_critical(cell)]),
+            ]
+        )
+    level = f"{100 * confidence:g}% interval"
+    columns = ["layer", "kind", "words", "upsets", "SDC", level, "DUE", "drop", "critical bits"]
+    title = (
+        f"{atlas.model} under single upsets: shares of images in %; "
+        f"critical: SDC of {100 * _CRITICAL:g} % or more"
+    )
+    return _table(title, columns, rows, ["layer", "critical bits"])
+
+
+def _is_critical(cell: CellSummary) -> bool:
+    return cell.sdc.mean + cell.nonfinite.mean >= _CRITICAL
+
+
+def _spans(bits: Sequence[int | None]) -> str:
+    """Spell bit positions as spans, such as 0-3,7."""
+    spans: list[list[int]] = []
+    for bit in sorted(bit for bit in bits if bit is not None):
+        if spans and spans[-1][1] == bit - 1:
+            spans[-1][1] = bit
+        else:
+            spans.append([bit, bit])
+    return ",".join(f"{a}" if a == b else f"{a}-{b}" for a, b in spans)
+
+
+def site_table(sites: Sequence[FaultSite], total: int) -> Table:
+    """Fault sites of one trial: one row a word.
+
+    Args:
+        sites: Those to show.
+        total: How many there are.
+    """
+    rows = [
+        [
+            site.parameter,
+            ",".join(map(str, site.element)) or "0",
+            _spans(site.bits[:_BITS_SHOWN]) + (",..." if len(site.bits) > _BITS_SHOWN else ""),
+            f"{site.before:.6g}",
+            f"{site.after:.6g}",
+        ]
+        for site in sites
+    ]
+    more = "" if len(sites) == total else f": the first {len(sites):,} of {total:,} words"
+    columns = ["parameter", "element", "bits", "before", "after"]
+    return _table(f"fault sites{more}", columns, rows, ["parameter"])
+
+
+def effect_table(effects: Sequence[LayerEffect]) -> Table:
+    """What faults did to the activations: one row a layer, in the order of the network."""
+    rows = [
+        [
+            effect.tensor,
+            f"{effect.relative:.3g}",
+            f"{effect.squared:.3g}",
+            f"{effect.greatest:.4g}",
+            f"{effect.nonfinite:,}",
+        ]
+        for effect in effects
+    ]
+    columns = ["activation", "relative L2", "mean square", "largest", "inf/NaN"]
+    return _table("distance from the fault-free run", columns, rows, ["activation"])
 
 
 def clipping_table(layers: Sequence[ClippedLayer]) -> Table:
