@@ -21,7 +21,7 @@ from proact_onnx.faults import (
     Single,
     parse_fault_model,
 )
-from proact_onnx.faults.sampling import draw_distinct, place_in_order
+from proact_onnx.faults.sampling import draw_count, draw_distinct, place_in_order
 
 
 def parameter(
@@ -71,6 +71,28 @@ def test_the_number_of_flips_is_binomial_over_the_whole_space() -> None:
     pooled = np.append(expected[kept], trials - expected[kept].sum())
     observed = np.append(seen[: len(kept)][kept], trials - seen[: len(kept)][kept].sum())
     assert stats.chisquare(observed, pooled).pvalue > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("population", "probability"),
+    [(1, 0.3), (3, 1.0), (40, 0.5), (10**9, 1e-9), (10**6, 2e-5), (10**6, 1e-4), (5, 0.0)],
+)
+def test_counts_are_binomial(population: int, probability: float) -> None:
+    draws = [draw_count(population, probability, 1, trial, "key") for trial in range(4000)]
+    law = stats.binom(population, probability)
+    assert all(0 <= count <= population for count in draws)
+    if law.var() == 0:
+        assert set(draws) == {int(law.mean())}
+        return
+    low, high = int(law.ppf(0.002)), int(law.ppf(0.998))
+    edges = np.unique(np.linspace(low, high, min(12, high - low + 1)).astype(int))
+    observed = np.histogram(np.searchsorted(edges, draws), np.arange(len(edges) + 2))[0]
+    shares = np.diff(np.concatenate([[0.0], law.cdf(edges), [1.0]]))
+    kept = shares * 4000 > 5
+    assert stats.chisquare(
+        observed[kept], shares[kept] / shares[kept].sum() * observed[kept].sum()
+    ).pvalue > 1e-3  # fmt: skip
+    assert abs(np.mean(draws) - law.mean()) < 4 * law.std() / np.sqrt(4000)
 
 
 def test_faults_fall_evenly_on_parameters_and_bits() -> None:

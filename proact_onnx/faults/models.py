@@ -14,6 +14,7 @@ from proact_onnx.faults.sampling import (
     FaultMap,
     Indices,
     Masks,
+    draw_count,
     draw_distinct,
     place_in_order,
     stream,
@@ -166,9 +167,10 @@ class FaultModel:
     ) -> "list[tuple[_Places, Indices]]":
         drawn = []
         for places in every:
-            rng = stream(seed, trial, float(ber), places.parameter.name)
-            count = int(rng.binomial(places.count, places.probability(ber)))
+            key = (float(ber), places.parameter.name)
+            count = draw_count(places.count, places.probability(ber), seed, trial, *key)
             if count:
+                rng = stream(seed, trial, *key)
                 drawn.append((places, draw_distinct(rng, places.count, count)))
         return drawn
 

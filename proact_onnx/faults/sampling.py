@@ -1,6 +1,7 @@
 """Random choices that stay the same whatever else a campaign does, and the maps they make."""
 
 import hashlib
+import math
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,6 +16,10 @@ Masks = npt.NDArray[np.uint32]
 # Rounds of the network that orders a population: four make it pseudo-random (Luby and Rackoff,
 # 1988), and a few more cost nothing here.
 _ROUNDS = 8
+# Expected faults up to which they are counted without a random stream.
+_FEW = 20.0
+# Below this a chance is lost in the rounding of those before it.
+_NEVER = 1e-20
 
 
 class Effect(StrEnum):
@@ -59,6 +64,34 @@ def stream(seed: int, trial: int, *key: float | str) -> np.random.Generator:
         *key: What the numbers are for. Streams of different keys are independent.
     """
     return np.random.default_rng((seed, *map(_word, key), trial))
+
+
+def draw_count(trials: int, probability: float, seed: int, trial: int, *key: float | str) -> int:
+    """Draw from Binomial(trials, probability), the same number for the same key.
+
+    Most parameters have no fault at a low rate, and opening a random stream for each of them would
+    cost more than all else. So few expected faults are counted by inverting the distribution at a
+    hash of the key; many come from the stream.
+
+    Args:
+        trials: Number of independent events.
+        probability: Of each, from 0 to 1.
+        seed: As for `stream`.
+        trial: As for `stream`.
+        *key: As for `stream`.
+    """
+    if trials * probability > _FEW or probability == 1.0:
+        return int(stream(seed, trial, "count", *key).binomial(trials, probability))
+    digest = hashlib.sha256(repr((seed, trial, *key)).encode()).digest()
+    left = int.from_bytes(digest[:8], "little") / 2**64
+    chance = math.exp(trials * math.log1p(-probability))
+    odds = probability / (1.0 - probability)
+    count = 0
+    while left >= chance > _NEVER and count < trials:
+        left -= chance
+        chance *= odds * (trials - count) / (count + 1)
+        count += 1
+    return count
 
 
 def draw_distinct(rng: np.random.Generator, population: int, count: int) -> Indices:
