@@ -128,8 +128,9 @@ NETWORKS: dict[str, tuple[type, Callable[[], onnx.ModelProto]]] = {
     "batch of 4": (InPlaceEngine, lambda: dense("4")),
     "skips": (InPlaceEngine, skips),
     "skips, weights as inputs": (DeviceEngine, skips),
-    "heads": (DeviceEngine, heads),
-    "squeezenet": (DeviceEngine, squeezenet),
+    "heads": (InPlaceEngine, heads),
+    "heads, weights as inputs": (DeviceEngine, heads),
+    "squeezenet": (InPlaceEngine, squeezenet),
     "a session per trial": (FreshSessionEngine, dense),
 }
 

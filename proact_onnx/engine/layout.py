@@ -139,18 +139,38 @@ def _by_owner(indices: Indices, numbered: Indices, starts: Indices) -> list[tupl
 def _match(probed: onnx.ModelProto, optimised: onnx.ModelProto) -> dict[str, str]:
     """Pair the tensors of two optimised graphs that differ in the names the optimiser makes up.
 
+    It may also write the nodes of parallel branches in another order, from one time to the next.
+    So both graphs are followed from their outputs, which keep their names, to what these read.
+
     Returns:
         Names in the optimised graph by names in the probed one.
 
     Raises:
         LayoutError: If the graphs differ in anything else.
     """
+    ours, theirs = (
+        {name: node for node in model.graph.node for name in node.output if name}
+        for model in (probed, optimised)
+    )
     twins: dict[str, str] = {}
+    pairs = [
+        (mine.name, other.name)
+        for mine, other in zip(probed.graph.output, optimised.graph.output, strict=True)
+    ]
     same = len(probed.graph.node) == len(optimised.graph.node)
-    for ours, theirs in zip(probed.graph.node, optimised.graph.node, strict=False):
-        same = same and _signature(ours) == _signature(theirs)
-        pairs = zip([*ours.input, *ours.output], [*theirs.input, *theirs.output], strict=False)
-        same = same and all(twins.setdefault(a, b) == b for a, b in pairs)
+    while pairs and same:
+        mine, other = pairs.pop()
+        if mine in twins:
+            same = twins[mine] == other
+            continue
+        twins[mine] = other
+        node, twin = ours.get(mine), theirs.get(other)
+        if node is None or twin is None:
+            same = node is twin
+        else:
+            same = _signature(node) == _signature(twin)
+            inputs = zip(node.input, twin.input, strict=False)
+            pairs += [*inputs, *zip(node.output, twin.output, strict=False)]
     if not same or len(set(twins.values())) < len(twins):
         raise LayoutError("the optimiser treats the graph differently for other values")
     return twins
