@@ -272,7 +272,7 @@ def atlas(layers: int) -> Atlas:
         golden_accuracy=0.9,
         images=100,
         cells=tuple(
-            cell(layer, bit, 0.4 if bit in (3, 30, 31) else 0.0)
+            cell(layer, bit, 1.0 if bit in (3, 30, 31) else 0.0)
             for layer in range(layers)
             for bit in range(32)
         ),

@@ -262,14 +262,14 @@ def test_single_upsets_visit_every_place_once() -> None:
 @pytest.mark.parametrize("population", [1, 2, 3, 5, 16, 17, 1000])
 def test_the_order_of_a_population_is_a_permutation(population: int) -> None:
     for seed in range(3):
-        order = [place_in_order(seed, population, position) for position in range(population)]
+        order = [place_in_order((seed,), population, position) for position in range(population)]
         assert sorted(order) == list(range(population))
     if population == 1000:
         assert stats.kendalltau(order, range(population)).pvalue > 1e-3
 
 
 def test_orders_are_evenly_spread() -> None:
-    first = [place_in_order(seed, 7, 0) for seed in range(3000)]
+    first = [place_in_order((seed,), 7, 0) for seed in range(3000)]
     assert stats.chisquare(np.bincount(first, minlength=7)).pvalue > 1e-3
 
 

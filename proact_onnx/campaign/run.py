@@ -9,7 +9,7 @@ from proact_onnx.campaign.distance import ActivationMeter
 from proact_onnx.campaign.estimates import leveugle_sample_size
 from proact_onnx.campaign.plan import PILOT_IMAGES, PILOT_TRIALS, checks, images_per_trial
 from proact_onnx.campaign.store import CampaignFile, CampaignHeader, TrialResult, check_record
-from proact_onnx.campaign.subject import GoldenRun, Subject
+from proact_onnx.campaign.subject import GoldenRun, Subject, tell_reuse
 from proact_onnx.campaign.summary import CampaignResult, Reading, summarise, summarise_one
 from proact_onnx.campaign.trial import TrialRunner
 from proact_onnx.data import Dataset, Preprocessing
@@ -116,6 +116,7 @@ class Campaign:
             for fault in self.fault_models:
                 reporter.begin(f"{subject.path.name} {fault.name}", self._counts[fault.name])
                 done += self._trials(fault, trials, file, reading, reporter)
+        tell_reuse(golden.stages, reporter)
         judge = golden.judge
         everything = np.arange(len(golden.images))
         return CampaignResult(

@@ -2,6 +2,7 @@
 
 import csv
 import io
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,7 +11,7 @@ import numpy as np
 
 from proact_onnx.campaign.estimates import Estimate, finite_population, mean_interval
 from proact_onnx.campaign.store import CampaignFile, CampaignHeader, TrialResult, check_record
-from proact_onnx.campaign.subject import Subject
+from proact_onnx.campaign.subject import Subject, tell_reuse
 from proact_onnx.campaign.trial import TrialRunner
 from proact_onnx.data import Dataset, Preprocessing
 from proact_onnx.faults import FaultModel, FaultSpace, Kind, Single
@@ -174,7 +175,9 @@ class Sensitivity:
             for cell in self.cells
             for trial in range(min(self._settings.trials, _SINGLE.places(cell.space)))
         ]
-        golden = subject.golden_run(reporter, len(wanted), self._settings.images)
+        images = self._settings.images
+        hits = Counter(p.name for cell, _ in wanted for p in cell.space.parameters)
+        golden = subject.golden_run(reporter, len(wanted), images, weights=hits)
         trials = TrialRunner(golden, subject.settings.seed, subject.settings.record_faults)
         header = CampaignHeader(
             identity=self._identity,
@@ -185,10 +188,10 @@ class Sensitivity:
             reporter.begin(subject.path.name, len(wanted))
             for cell, trial in wanted:
                 if (cell.name, trial) not in file.trials:
-                    images = self._settings.images
                     file.append(trials.run(_SINGLE, cell.space, trial, images, cell.name))
                 reporter.advance()
             found = {key: file.trials[key] for key in ((c.name, t) for c, t in wanted)}
+        tell_reuse(golden.stages, reporter)
         return self._atlas(found, golden.judge.accuracy)
 
     def _atlas(self, found: Mapping[tuple[str, int], TrialResult], accuracy: float) -> Atlas:

@@ -3,6 +3,7 @@
 import datetime
 import importlib.metadata
 import platform
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,13 @@ class GoldenRun:
     labelled: bool
     float_accuracy: float
     notice: str
+
+
+def tell_reuse(stages: PrefixCache, reporter: Reporter) -> None:
+    """Say how far trials were spared what lies before their faults."""
+    if stages.made + stages.discarded:
+        refused = f", and {stages.discarded} did not prove exact" if stages.discarded else ""
+        reporter.notice(f"prefix reuse: trials started from {stages.made} inner tensors{refused}")
 
 
 class Subject:
@@ -131,7 +139,12 @@ class Subject:
         }
 
     def golden_run(
-        self, reporter: Reporter, trials: int, images_per_trial: int, rates: tuple[float, ...] = ()
+        self,
+        reporter: Reporter,
+        trials: int,
+        images_per_trial: int,
+        rates: tuple[float, ...] = (),
+        weights: Mapping[str, int] | None = None,
     ) -> GoldenRun:
         """Encode the model, open the fastest engine that is proved right, and run without faults.
 
@@ -142,6 +155,8 @@ class Subject:
             trials: How many trials are to come, about.
             images_per_trial: Images in each; 0 for all.
             rates: Their bit error rates; without any, trials have single upsets.
+            weights: By parameter, how many trials will hit it, in any unit; by default as many as
+                it has bits.
 
         Raises:
             ModelError: If the model cannot be run, or gives no finite output.
@@ -187,7 +202,7 @@ class Subject:
                 f"within {self.settings.tolerance:g} of the fault-free output's largest"
             )
         _, threads, batch_size = self.arguments
-        bits = {p.name: p.size * len(p.bits) for p in self.space.parameters}
+        bits = weights or {p.name: p.size * len(p.bits) for p in self.space.parameters}
         stages = PrefixCache(
             encoded.model,
             chosen.engine,

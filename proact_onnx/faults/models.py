@@ -136,7 +136,8 @@ class FaultModel:
         - A *count* is drawn over all weights and biases; each threshold fault then displaces one
           of these (their number is hypergeometric). So a model and its hardened file share all
           faults but the displaced ones.
-        - *Single* upsets follow one random order of the fault space; they are not paired.
+        - *Single* upsets follow one random order of the fault space, every space its own; they are
+          not paired.
 
         Args:
             space: The fault space.
@@ -158,7 +159,9 @@ class FaultModel:
                     f"the fault space has {total:,} places for '{self.name}', so there is no "
                     f"trial {trial:,}: ask for fewer trials"
                 )
-            drawn = _by_parameter(every, np.array([place_in_order(seed, total, trial)]))
+            drawn = _by_parameter(
+                every, np.array([place_in_order((seed, space.digest), total, trial)])
+            )
         words = {places.parameter.name: places.faulty_words(sites) for places, sites in drawn}
         return FaultMap(words, self.effect)
 

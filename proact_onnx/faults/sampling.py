@@ -115,7 +115,7 @@ def draw_distinct(rng: np.random.Generator, population: int, count: int) -> Indi
     return drawn
 
 
-def place_in_order(seed: int, population: int, position: int) -> int:
+def place_in_order(key: tuple[object, ...], population: int, position: int) -> int:
     """Return the element at one position of a random order of ``range(population)``.
 
     A Feistel network over the next even power of two, walked until it falls inside the range,
@@ -123,7 +123,7 @@ def place_in_order(seed: int, population: int, position: int) -> int:
     without repetition, one element at a time and by any number of workers.
 
     Args:
-        seed: Decides the order.
+        key: Decides the order.
         population: Number of elements.
         position: From 0 to ``population - 1``.
     """
@@ -133,7 +133,7 @@ def place_in_order(seed: int, population: int, position: int) -> int:
     while True:
         left, right = element >> half, element & mask
         for number in range(_ROUNDS):
-            digest = hashlib.sha256(struct.pack("<QQQQ", seed, population, number, right)).digest()
+            digest = hashlib.sha256(repr((key, population, number, right)).encode()).digest()
             left, right = right, left ^ (int.from_bytes(digest[:8], "little") & mask)
         element = left << half | right
         if element < population:

@@ -1,6 +1,8 @@
 """The fault space: which stored parameters a memory fault can hit."""
 
 import fnmatch
+import functools
+import hashlib
 import math
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -111,6 +113,12 @@ class FaultSpace:
     def bits(self) -> int:
         """Number of bits that can be faulty."""
         return sum(parameter.size * len(parameter.bits) for parameter in self.parameters)
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """Tells this space from others by the names and bits of its parameters."""
+        content = repr([(p.name, p.size, p.bits) for p in self.parameters])
+        return hashlib.sha256(content.encode()).hexdigest()
 
     def restrict(
         self,

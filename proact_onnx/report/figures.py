@@ -113,7 +113,10 @@ def plot_atlas(atlas: Atlas, path: Path) -> None:
             shares[rows[cell.layer, cell.kind], columns[cell.bit]] = 100 * cell.sdc.mean
     size = (max(6.4, 3.5 + 0.16 * len(bits)), max(2.4, 1.2 + 0.17 * len(rows)))
     figure, axes = pyplot.subplots(figsize=size, layout="constrained")
-    image = axes.imshow(shares, cmap="cividis", aspect="auto", interpolation="nearest", vmin=0)
+    # One scale for all models, so that figures can be compared.
+    image = axes.imshow(
+        shares, cmap="cividis", aspect="auto", interpolation="nearest", vmin=0, vmax=100
+    )
     every = max(1, len(bits) // 16)
     axes.set_xticks(range(0, len(bits), every), [str(bit) for bit in bits[::every]], fontsize=7)
     names = [f"{_shorten(layer)} {kind}" for layer, kind in rows]
