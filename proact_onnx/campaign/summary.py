@@ -82,7 +82,7 @@ class CampaignResult:
     Attributes:
         model: Name of the model file.
         golden_accuracy: Accuracy of the golden run, whose parameters went through the format.
-        float_accuracy: Accuracy of the model as it is stored in the file.
+        float_accuracy: Accuracy of the model as it is stored in the file, on at most 1,024 images.
         images: Images in the data set.
         bits: Size of the fault space.
         saturated: Parameters outside the range of the format.
