@@ -132,13 +132,8 @@ class FixedPoint:
 
 
 @dataclass(frozen=True)
-class FloatingPoint:
-    """A floating-point type with its bits as the words.
-
-    Attributes:
-        dtype: float32, float16 (IEEE 754 binary32 and binary16) or bfloat16, the upper half of
-            binary32.
-    """
+class _NativeType:
+    """A type of the processor, whose own bits are the words."""
 
     dtype: np.dtype[Any]
 
@@ -152,6 +147,25 @@ class FloatingPoint:
         """Bits of one word."""
         return 8 * self.dtype.itemsize
 
+    def decode(self, words: Words) -> npt.NDArray[np.float64]:
+        """Return the values of the bit patterns, exact in float64; NaN and infinities are such."""
+        with np.errstate(invalid="ignore"):
+            return np.asarray(words, self._word, order="C").view(self.dtype).astype(np.float64)
+
+    @property
+    def _word(self) -> np.dtype[Any]:
+        return np.dtype(f"u{self.dtype.itemsize}")
+
+
+@dataclass(frozen=True)
+class FloatingPoint(_NativeType):
+    """A floating-point type with its bits as the words.
+
+    Attributes:
+        dtype: float32, float16 (IEEE 754 binary32 and binary16) or bfloat16, the upper half of
+            binary32.
+    """
+
     def fit(self, values: Reals) -> "FloatingPoint":
         """Return this format: it is the same for every tensor."""
         return self
@@ -159,11 +173,6 @@ class FloatingPoint:
     def encode(self, values: Reals) -> Words:
         """Return the bit patterns of the values, rounded to nearest, ties to even."""
         return self._round(values).view(self._word).astype(np.uint32)
-
-    def decode(self, words: Words) -> npt.NDArray[np.float64]:
-        """Return the values of the bit patterns; NaN and infinities are legitimate."""
-        with np.errstate(invalid="ignore"):
-            return np.asarray(words, self._word, order="C").view(self.dtype).astype(np.float64)
 
     def saturated(self, values: Reals) -> int:
         """Count the finite values that overflow to infinity."""
@@ -174,9 +183,22 @@ class FloatingPoint:
         with np.errstate(over="ignore"):
             return np.asarray(values, dtype=self.dtype, order="C")
 
-    @property
-    def _word(self) -> np.dtype[Any]:
-        return np.dtype(f"u{self.dtype.itemsize}")
+
+@dataclass(frozen=True)
+class Integer(_NativeType):
+    """Parameters of a quantised model, whose bits are those of the integers in the file.
+
+    Attributes:
+        dtype: int8, uint8, int16, uint16 or int32.
+    """
+
+    def encode(self, values: npt.NDArray[Any]) -> Words:
+        """Return the bit patterns of integers of this type."""
+        return np.asarray(values, self.dtype, order="C").view(self._word).astype(np.uint32)
+
+    def saturated(self, values: npt.NDArray[Any]) -> int:
+        """Return 0: the integers are stored as they are."""
+        return 0
 
 
 @dataclass(frozen=True)
@@ -208,43 +230,6 @@ class AutoScale:
             # Rounding lifted the greatest value to the power of two above it.
             return FixedPoint(exponent + 1, self.width - 2 - exponent)
         return fixed
-
-
-@dataclass(frozen=True)
-class Integer:
-    """Parameters of a quantised model, whose bits are those of the integers in the file.
-
-    Attributes:
-        dtype: int8, uint8, int16, uint16 or int32.
-    """
-
-    dtype: np.dtype[Any]
-
-    @property
-    def name(self) -> str:
-        """Name of the type."""
-        return str(self.dtype)
-
-    @property
-    def width(self) -> int:
-        """Bits of one word."""
-        return 8 * self.dtype.itemsize
-
-    def encode(self, values: npt.NDArray[Any]) -> Words:
-        """Return the bit patterns of integers of this type."""
-        return np.ascontiguousarray(values).view(self._word).astype(np.uint32)
-
-    def decode(self, words: Words) -> npt.NDArray[np.float64]:
-        """Return the integers; float64 holds each of them exactly."""
-        return np.asarray(words, self._word, order="C").view(self.dtype).astype(np.float64)
-
-    def saturated(self, values: npt.NDArray[Any]) -> int:
-        """Return 0: the integers are stored as they are."""
-        return 0
-
-    @property
-    def _word(self) -> np.dtype[Any]:
-        return np.dtype(f"u{self.dtype.itemsize}")
 
 
 FLOATING_POINT = {
