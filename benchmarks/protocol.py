@@ -131,9 +131,7 @@ def _measure(task: Task, settings: InjectSettings) -> Measured:
     return measured
 
 
-def _child(
-    task: Task, settings: InjectSettings, pipe: Connection
-) -> None:
+def _child(task: Task, settings: InjectSettings, pipe: Connection) -> None:
     started = time.perf_counter()
     result = task.run(settings)
     seconds = time.perf_counter() - started
