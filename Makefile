@@ -4,6 +4,9 @@ VENV ?= .venv
 BUILD ?= build
 BIN := $(VENV)/bin
 DIGITS := models/digits
+BENCHED := $(BUILD)/bench
+NETWORKS := $(foreach network,alexnet vgg16 resnet20,$(BENCHED)/$(network).onnx)
+BENCHMARK := PYTHONPATH=. $(BIN)/python benchmarks
 
 .PHONY: demo test lint bench clean
 
@@ -31,14 +34,30 @@ lint: $(VENV)/.installed
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 
-# What a trial costs beside the inference it does, on the paper's kind of networks.
+# What trials cost beside plain inference and beside PyTorch, and what prefix reuse saves, on the
+# paper's kind of networks. Given TRAIN and TEST (labelled images, 32x32 pixels in three colours),
+# also how long a campaign takes to the confidence of the paper's protocol; given MODEL, a network
+# trained for these images, also how many images it evaluates and how often intervals hold.
+MEAN ?= 0.485,0.456,0.406
+STD ?= 0.229,0.224,0.225
 bench: $(VENV)/.installed
-	mkdir -p $(BUILD)/bench
+	mkdir -p $(BENCHED)/trained
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --group bench
 	for network in alexnet vgg16 resnet20; do \
-		test -f $(BUILD)/bench/$$network.onnx || $(BIN)/python -m models.export $$network \
-			--output $(BUILD)/bench/$$network.onnx; \
+		test -f $(BENCHED)/$$network.onnx || $(BIN)/python -m models.export $$network \
+			--output $(BENCHED)/$$network.onnx; \
 	done
-	$(BIN)/python benchmarks/trials.py $(BUILD)/bench/*.onnx
+	$(BENCHMARK)/trials.py $(NETWORKS)
+	$(BENCHMARK)/against_references.py
+	$(BENCHMARK)/prefix.py $(NETWORKS)
+ifdef TRAIN
+	test -f $(BENCHED)/trained/alexnet.onnx || $(BENCHMARK)/train.py $(TRAIN) \
+		--mean $(MEAN) --std $(STD) --output $(BENCHED)/trained/alexnet.onnx
+	$(BENCHMARK)/protocol.py $(BENCHED)/trained/alexnet.onnx $(TEST) --mean $(MEAN) --std $(STD)
+endif
+ifdef MODEL
+	$(BENCHMARK)/campaigns.py $(MODEL) $(TEST) --mean $(MEAN) --std $(STD)
+endif
 
 clean:
 	rm -rf $(BUILD)

@@ -1,9 +1,12 @@
 """Questions to ONNX messages that the onnx package leaves open."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
+import numpy.typing as npt
 import onnx
+from onnx import numpy_helper
 
 
 def extents(info: onnx.ValueInfoProto) -> tuple[int | None, ...]:
@@ -41,13 +44,7 @@ def without_weights(model: onnx.ModelProto, largest: int = 0) -> onnx.ModelProto
 
     Types, shapes and names stay, so the copy can be checked, and its shapes inferred, at no cost.
     """
-    light = onnx.ModelProto()
-    for field, value in model.ListFields():
-        if field.name != "graph":
-            _assign(light, field.name, value)
-    for field, value in model.graph.ListFields():
-        if field.name != "initializer":
-            _assign(light.graph, field.name, value)
+    light = _without_initializers(model)
     inputs = {info.name for info in model.graph.input}
     for tensor in model.graph.initializer:
         if math.prod(tensor.dims) <= largest:
@@ -57,6 +54,25 @@ def without_weights(model: onnx.ModelProto, largest: int = 0) -> onnx.ModelProto
                 onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
             )
     return light
+
+
+def with_values(model: onnx.ModelProto, values: Mapping[str, npt.NDArray[Any]]) -> onnx.ModelProto:
+    """Copy a model, giving some of its initializers other values.
+
+    Overwriting them in a copy would take the memory of both: a message never gives back what its
+    fields once took.
+
+    Args:
+        model: The model; it is not changed.
+        values: By name of an initializer, its new value; shape and type may differ.
+    """
+    copy = _without_initializers(model)
+    for tensor in model.graph.initializer:
+        changed = values.get(tensor.name)
+        copy.graph.initializer.append(
+            tensor if changed is None else numpy_helper.from_array(changed, tensor.name)
+        )
+    return copy
 
 
 def sort_nodes(model: onnx.ModelProto) -> bool:
@@ -92,6 +108,17 @@ def sort_nodes(model: onnx.ModelProto) -> bool:
     del model.graph.node[:]
     model.graph.node.extend(copies)
     return True
+
+
+def _without_initializers(model: onnx.ModelProto) -> onnx.ModelProto:
+    copy = onnx.ModelProto()
+    for field, value in model.ListFields():
+        if field.name != "graph":
+            _assign(copy, field.name, value)
+    for field, value in model.graph.ListFields():
+        if field.name != "initializer":
+            _assign(copy.graph, field.name, value)
+    return copy
 
 
 def _assign(message: onnx.ModelProto | onnx.GraphProto, name: str, value: object) -> None:

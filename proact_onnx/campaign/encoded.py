@@ -12,6 +12,7 @@ from onnx import numpy_helper
 from proact_onnx.engine import FaultEngine
 from proact_onnx.errors import ModelError
 from proact_onnx.faults import FaultMap, FaultSpace, Integer, MemoryFormat, NumberFormat
+from proact_onnx.messages import with_values
 
 Words = npt.NDArray[np.uint32]
 Indices = npt.NDArray[np.int64]
@@ -125,10 +126,9 @@ def encode_model(
     Raises:
         ModelError: If a parameter is NaN.
     """
-    encoded = onnx.ModelProto()
-    encoded.CopyFrom(model)
-    tensors = {tensor.name: tensor for tensor in encoded.graph.initializer}
+    tensors = {tensor.name: tensor for tensor in model.graph.initializer}
     parameters = {}
+    decoded = {}
     saturated = 0
     for parameter in space.parameters:
         name = parameter.name
@@ -147,6 +147,5 @@ def encode_model(
         words = number_format.encode(values).reshape(-1)
         parameters[name] = StoredParameter(words, number_format, values.dtype)
         saturated += number_format.saturated(values)
-        decoded = parameters[name].values(words).reshape(values.shape)
-        tensors[name].CopyFrom(numpy_helper.from_array(decoded, name))
-    return EncodedModel(encoded, parameters, saturated)
+        decoded[name] = parameters[name].values(words).reshape(values.shape)
+    return EncodedModel(with_values(model, decoded), parameters, saturated)

@@ -5,16 +5,19 @@ from collections.abc import Sequence
 
 import numpy as np
 import onnx
+from onnx import numpy_helper
 
 from proact_onnx.activations import tensor_types
 from proact_onnx.engine.session import Array, Provider, batches, create_session, session_options
-from proact_onnx.messages import node_reads
+from proact_onnx.messages import node_reads, without_weights
 from proact_onnx.model import image_input
 from proact_onnx.rewrite import expose
 
 # Of convolutions, the input that holds the weights.
 _CONVOLUTIONS = {"Conv": 1, "ConvInteger": 1, "QLinearConv": 3}
 _PRODUCTS = frozenset({"Gemm", "MatMul", "MatMulInteger", "QLinearMatMul"})
+# Some operators want small inputs, such as scales and shapes, to be constants.
+_LARGEST_CONSTANT = 4096
 
 
 class Costs:
@@ -44,15 +47,23 @@ class Costs:
         computed = [name for node in model.graph.node for name in node.output if name in types]
         self._kinds = {name: types[name].type.tensor_type.elem_type for name in computed}
         tensors = [name for name, kind in self._kinds.items() if kind != onnx.TensorProto.UNDEFINED]
+        # Read where they lie: a session would make copies of them.
+        light = without_weights(model, _LARGEST_CONSTANT)
+        kept = {tensor.name for tensor in light.graph.initializer}
+        weights = {
+            tensor.name: numpy_helper.to_array(tensor)
+            for tensor in model.graph.initializer
+            if tensor.name not in kept
+        }
         session = create_session(
-            expose(model, tensors), Provider.CPU, session_options(1, optimise=False)
+            expose(light, tensors), Provider.CPU, session_options(1, optimise=False)
         )
         # By number of images, the shape of each tensor.
         self._shapes: dict[int, dict[str, tuple[int, ...]]] = {}
         for count in (1, 2):
             some = images[np.arange(count) % len(images)]
             batch, _ = next(batches(some, declared, count))
-            values = session.run(tensors, {declared.name: batch})
+            values = session.run(tensors, {declared.name: batch, **weights})
             shapes = {name: np.shape(value) for name, value in zip(tensors, values, strict=True)}
             self._shapes[count] = {**shapes, declared.name: batch.shape}
         self._kinds[declared.name] = onnx.helper.np_dtype_to_tensor_dtype(declared.dtype)

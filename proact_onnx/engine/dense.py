@@ -11,6 +11,7 @@ around it join the reordering that blocked convolutions do anyway.
 import math
 from collections import Counter
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +19,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from proact_onnx.activations import tensor_types
-from proact_onnx.messages import extents, node_reads
+from proact_onnx.messages import extents, node_reads, with_values
 
 # Below, packing costs nothing that can be measured, and few outputs fill no block.
 _FEWEST_WEIGHTS = 1 << 16
@@ -36,11 +37,9 @@ def dense_to_pointwise(model: onnx.ModelProto) -> onnx.ModelProto:
         model: A valid model; it is not changed.
 
     Returns:
-        A model that computes the same.
+        A model that computes the same; the model itself if it has no such layer.
     """
-    rewritten = onnx.ModelProto()
-    rewritten.CopyFrom(model)
-    graph = rewritten.graph
+    graph = model.graph
     reads = Counter(name for node in graph.node for name in node_reads(node))
     reads.update(info.name for info in (*graph.input, *graph.output))
     tensors = {tensor.name: tensor for tensor in graph.initializer}
@@ -49,6 +48,8 @@ def dense_to_pointwise(model: onnx.ModelProto) -> onnx.ModelProto:
     if any(node.op_type == "MatMul" for node in graph.node):
         shapes = {name: extents(info) for name, info in tensor_types(model).items()}
     nodes: list[onnx.NodeProto] = []
+    kernels: dict[str, npt.NDArray[Any]] = {}
+    shapes_read: list[onnx.TensorProto] = []
     for index, node in enumerate(graph.node):
         kernel = _kernel(node, unshared)
         leading = _leading_extents(node, shapes)
@@ -56,15 +57,18 @@ def dense_to_pointwise(model: onnx.ModelProto) -> onnx.ModelProto:
         if kernel is None or leading is None or not _fits(node, bias, len(kernel)):
             nodes.append(node)
             continue
-        weights = unshared[node.input[1]]
-        weights.CopyFrom(numpy_helper.from_array(kernel[:, :, None, None], weights.name))
+        kernels[node.input[1]] = kernel[:, :, None, None]
         prefix = f"pointwise/{index}"
         image, product = np.array([1, 1, -1, kernel.shape[1]]), np.array([*leading, len(kernel)])
-        graph.initializer.append(numpy_helper.from_array(image, f"{prefix}/image_shape"))
-        graph.initializer.append(numpy_helper.from_array(product, f"{prefix}/product_shape"))
+        shapes_read.append(numpy_helper.from_array(image, f"{prefix}/image_shape"))
+        shapes_read.append(numpy_helper.from_array(product, f"{prefix}/product_shape"))
         nodes.extend(_convolution(node, prefix))
-    del graph.node[:]
-    graph.node.extend(nodes)
+    if not kernels:
+        return model
+    rewritten = with_values(model, kernels)
+    del rewritten.graph.node[:]
+    rewritten.graph.node.extend(nodes)
+    rewritten.graph.initializer.extend(shapes_read)
     return rewritten
 
 

@@ -97,7 +97,9 @@ class InPlaceEngine:
         options.add_session_config_entry("session.disable_prepacking", "1")
         for name, value in self._values.items():
             options.add_initializer(name, value)
-        session = create_session(optimised, Provider.CPU, options)
+        content = optimised.SerializeToString()
+        del optimised
+        session = create_session(content, Provider.CPU, options)
         self._runner = BatchRunner(session, model, batch_size)
 
     def run(self, images: Array, chosen: Indices | None = None) -> Array:

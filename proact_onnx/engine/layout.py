@@ -7,6 +7,7 @@ under their own name.
 """
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -16,6 +17,7 @@ import onnx
 from onnx import numpy_helper
 
 from proact_onnx.engine.session import Indices
+from proact_onnx.messages import with_values
 
 Optimise = Callable[[onnx.ModelProto], onnx.ModelProto]
 # Buffers that hold a parameter, each with the position of every element of the parameter (None
@@ -25,6 +27,8 @@ Places = list[tuple[str, npt.NDArray[np.signedinteger[Any]] | None]]
 # Index i is written as the float whose bit pattern is this base plus i: 1.0 and upwards, far from
 # zeros, subnormals and NaNs that an optimiser might treat specially.
 _PROBE_BASE = 0x3F800000
+# Elements looked at together.
+_BLOCK = 1 << 20
 _PROBE_LIMIT = 0x7F800000 - _PROBE_BASE
 
 
@@ -83,16 +87,16 @@ def _probe(
     starts = np.cumsum([0, *sizes])
     if starts[-1] > _PROBE_LIMIT:
         raise LayoutError("the model has too many parameters to number them")
-    probe = onnx.ModelProto()
-    probe.CopyFrom(model)
-    numbered_from = dict(zip(names, starts, strict=False))
-    for tensor in probe.graph.initializer:
-        if tensor.name in numbered_from:
-            patterns = np.arange(math.prod(tensor.dims), dtype=np.uint32)
-            patterns += np.uint32(numbered_from[tensor.name] + _PROBE_BASE)
-            marked = patterns.view(np.float32).reshape(tensor.dims)
-            tensor.CopyFrom(numpy_helper.from_array(marked, tensor.name))
+    numbers = {
+        tensor.name: np.arange(start, start + size, dtype=np.uint32)
+        .view(np.float32)
+        .reshape(tensor.dims)
+        for tensor, start, size in zip(parameters, starts + _PROBE_BASE, sizes, strict=False)
+    }
+    probe = with_values(model, numbers)
+    del numbers
     probed = optimise(probe)
+    del probe
     twins = _match(probed, optimised)
     before = {tensor.name: tensor for tensor in optimised.graph.initializer}
     places: dict[str, Places] = {name: [] for name in names}
@@ -101,27 +105,44 @@ def _probe(
         # A constant that is no parameter may hold numbers like those that mark parameters.
         if twin is None or tensor.data_type != onnx.TensorProto.FLOAT or _same(tensor, twin):
             continue
-        marked = numpy_helper.to_array(tensor)
-        indices = marked.reshape(-1).view(np.uint32).astype(np.int64) - _PROBE_BASE
-        # Blocked layouts pad with zeros, which lie outside the numbered range.
-        numbered = np.flatnonzero((indices >= 0) & (indices < starts[-1]))
-        for owner, held in _by_owner(indices, numbered, starts):
-            size = sizes[owner]
-            # A model has as many of these as parameters: half the width is half the memory.
-            narrow = marked.size <= np.iinfo(np.int32).max
-            positions = np.full(size, -1, np.int32 if narrow else np.int64)
-            positions[indices[held] - starts[owner]] = held
-            if held.size != size or (positions < 0).any():
+        for owner, (positions, count) in _positions(numpy_helper.to_array(tensor), starts).items():
+            if count != len(positions) or (positions < 0).any():
                 raise LayoutError(
                     "the optimiser calculates with parameters, or splits them, as with "
                     f"{names[owner]!r}"
                 )
-            stored_order = bool((positions == np.arange(size)).all())
+            stored_order = np.array_equal(positions, np.arange(count, dtype=positions.dtype))
             places[names[owner]].append((twin.name, None if stored_order else positions))
     for name, found in places.items():
         if not found:
             raise LayoutError(f"the optimiser leaves no trace of parameter {name!r}")
     return places
+
+
+def _positions(
+    marked: npt.NDArray[np.float32], starts: Indices
+) -> dict[int, tuple[npt.NDArray[np.signedinteger[Any]], int]]:
+    """Find where the numbers in a tensor lie.
+
+    Returns:
+        By the parameter that they belong to: for each of its elements the position of its number,
+        -1 where there is none; and how many of its numbers there are.
+    """
+    patterns = marked.reshape(-1).view(np.uint32)
+    # A model has as many of these as parameters: half the width is half the memory.
+    narrow = np.int32 if marked.size <= np.iinfo(np.int32).max else np.int64
+    positions: dict[int, npt.NDArray[np.signedinteger[Any]]] = {}
+    counts: Counter[int] = Counter()
+    for start in range(0, len(patterns), _BLOCK):
+        indices = patterns[start : start + _BLOCK].astype(np.int64) - _PROBE_BASE
+        # Blocked layouts pad with zeros, which lie outside the numbered range.
+        numbered = np.flatnonzero((indices >= 0) & (indices < starts[-1]))
+        for owner, held in _by_owner(indices, numbered, starts):
+            if owner not in positions:
+                positions[owner] = np.full(starts[owner + 1] - starts[owner], -1, narrow)
+            positions[owner][indices[held] - starts[owner]] = start + held
+            counts[owner] += len(held)
+    return {owner: (found, counts[owner]) for owner, found in positions.items()}
 
 
 def _by_owner(indices: Indices, numbered: Indices, starts: Indices) -> list[tuple[int, Indices]]:

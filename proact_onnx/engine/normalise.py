@@ -61,14 +61,14 @@ def normalisations_to_convolutions(
         model: A valid model; it is not changed.
 
     Returns:
-        A model that computes the same, and what was rewritten. The vectors stay initializers,
-        which nothing reads.
+        A model that computes the same, the model itself if nothing is normalised, and what was
+        rewritten. The vectors stay initializers, which nothing reads.
     """
+    if all(node.op_type != "BatchNormalization" for node in model.graph.node):
+        return model, []
     rewritten = onnx.ModelProto()
     rewritten.CopyFrom(model)
     graph = rewritten.graph
-    if all(node.op_type != "BatchNormalization" for node in graph.node):
-        return rewritten, []
     stored = {tensor.name: tensor for tensor in graph.initializer}
     ranks = {name: len(extents(info)) for name, info in tensor_types(model).items()}
     reads = Counter(name for node in graph.node for name in node_reads(node))

@@ -6,13 +6,14 @@ import onnx
 from onnx import numpy_helper
 
 from proact_onnx.engine.session import Array, Indices, Provider, Session
+from proact_onnx.messages import with_values
 
 
 class FreshSessionEngine:
     """Creates a new session after every change: the reference the other engines answer to.
 
     Args:
-        model: The model, every parameter an initializer.
+        model: The model, every parameter an initializer; it must not change.
         parameters: Names of the parameters that will be written to.
         provider: Where to run.
         threads: Threads within an operator; 0 leaves the choice to ONNX Runtime.
@@ -29,12 +30,12 @@ class FreshSessionEngine:
         threads: int = 0,
         batch_size: int = 128,
     ) -> None:
-        self._model = onnx.ModelProto()
-        self._model.CopyFrom(model)
+        self._model = model
         wanted = set(parameters)
-        self._tensors = {t.name: t for t in self._model.graph.initializer if t.name in wanted}
+        self._stored = {t.name: t for t in model.graph.initializer if t.name in wanted}
+        self._changed: dict[str, Array] = {}
         self._arguments = (provider, threads, batch_size)
-        self._session: Session | None = Session(self._model, *self._arguments)
+        self._session: Session | None = Session(model, *self._arguments)
         self.provider = self._session.provider
 
     def run(self, images: Array, chosen: Indices | None = None) -> Array:
@@ -53,13 +54,16 @@ class FreshSessionEngine:
 
     def write(self, parameter: str, elements: Indices, values: Array) -> None:
         """Overwrite elements of a parameter, by flat index."""
-        tensor = self._tensors[parameter]
-        stored = numpy_helper.to_array(tensor).copy()
-        stored.reshape(-1)[elements] = values
-        tensor.CopyFrom(numpy_helper.from_array(stored, parameter))
+        stored = numpy_helper.to_array(self._stored[parameter])
+        changed = self._changed.pop(parameter, None)
+        if changed is None:
+            changed = stored.copy()
+        changed.reshape(-1)[elements] = values
+        if changed.tobytes() != stored.tobytes():
+            self._changed[parameter] = changed
         self._session = None
 
     def _current(self) -> Session:
         if self._session is None:
-            self._session = Session(self._model, *self._arguments)
+            self._session = Session(with_values(self._model, self._changed), *self._arguments)
         return self._session

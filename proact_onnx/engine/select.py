@@ -104,12 +104,14 @@ def choose_engine(
     fresh = FreshSessionEngine(model, parameters, provider, threads, batch_size)
     reasons = []
     if fresh.provider is Provider.CPU:
+        # First the proof, then the engine: the memory of both need not be had at once.
+        proof = _Proof(fresh, model, parameters, images[:_CHECK_IMAGES])
         try:
             engine = InPlaceEngine(model, parameters, threads, batch_size)
         except (LayoutError, ModelError) as error:
             reasons.append(str(error))
         else:
-            if _proved(engine, fresh, model, parameters, images[:_CHECK_IMAGES]):
+            if proof.holds(engine):
                 return ChosenEngine(engine, _notice(engine, reasons))
             reasons.append(f"{engine.name} disagreed with a fresh session")
     try:
@@ -120,31 +122,38 @@ def choose_engine(
     return ChosenEngine(inputs, _notice(inputs, reasons))
 
 
-def _proved(
-    engine: FaultEngine,
-    fresh: FaultEngine,
-    model: onnx.ModelProto,
-    parameters: list[str],
-    images: Array,
-) -> bool:
-    """Tell whether an engine gives what a fresh session gives, disturbed and restored."""
-    stored = {t.name: t for t in model.graph.initializer}
-    rng = np.random.default_rng(0)
-    before, after = {}, {}
-    for name in parameters:
-        values = numpy_helper.to_array(stored[name]).reshape(-1)
-        elements = rng.choice(values.size, min(values.size, _CHECK_ELEMENTS), replace=False)
-        before[name] = (elements, values[elements])
-        after[name] = (elements, _disturb(values, elements))
-    expected = [fresh.run(images), _run_with(fresh, after, images)]
-    for name, original in before.items():
-        fresh.write(name, *original)
-    try:
-        outputs = [_run_with(engine, after, images), _run_with(engine, before, images)]
-    except ModelError:
-        return False
-    tolerance = _tolerance(model)
-    return all(_agree(a, b, tolerance) for a, b in zip(outputs[::-1], expected, strict=True))
+class _Proof:
+    """What a fresh session gives, disturbed and restored, for another engine to give as well."""
+
+    def __init__(
+        self, fresh: FaultEngine, model: onnx.ModelProto, parameters: list[str], images: Array
+    ) -> None:
+        stored = {t.name: t for t in model.graph.initializer}
+        rng = np.random.default_rng(0)
+        self._images = images
+        self._before: dict[str, tuple[Indices, Array]] = {}
+        self._after: dict[str, tuple[Indices, Array]] = {}
+        for name in parameters:
+            values = numpy_helper.to_array(stored[name]).reshape(-1)
+            elements = rng.choice(values.size, min(values.size, _CHECK_ELEMENTS), replace=False)
+            self._before[name] = (elements, values[elements])
+            self._after[name] = (elements, _disturb(values, elements))
+        self._undisturbed = fresh.run(images)
+        self._disturbed = _run_with(fresh, self._after, images)
+        for name, original in self._before.items():
+            fresh.write(name, *original)
+        self._tolerance = _tolerance(model)
+
+    def holds(self, engine: FaultEngine) -> bool:
+        """Disturb an engine, restore it, and tell whether it gave the same both times."""
+        try:
+            disturbed = _run_with(engine, self._after, self._images)
+            restored = _run_with(engine, self._before, self._images)
+        except ModelError:
+            return False
+        return _agree(disturbed, self._disturbed, self._tolerance) and _agree(
+            restored, self._undisturbed, self._tolerance
+        )
 
 
 def _run_with(

@@ -77,7 +77,7 @@ def session_options(threads: int = 0, *, optimise: bool = True) -> ort.SessionOp
 
 
 def create_session(
-    model: onnx.ModelProto,
+    model: onnx.ModelProto | bytes,
     provider: Provider = Provider.AUTO,
     options: ort.SessionOptions | None = None,
     **arguments: Any,
@@ -88,7 +88,7 @@ def create_session(
     only the session itself knows where it runs, so that is what is checked.
 
     Args:
-        model: The model, weights included.
+        model: The model, weights included; or its serialised form.
         provider: Where to run.
         options: Session options; quiet defaults when absent.
         **arguments: Passed on to ``onnxruntime.InferenceSession``.
@@ -98,7 +98,7 @@ def create_session(
         SettingsError: If the provider was asked for and does not work here.
     """
     wanted = _providers(provider)
-    content = model.SerializeToString()
+    content = model if isinstance(model, bytes) else model.SerializeToString()
 
     def open_on(providers: list[str]) -> ort.InferenceSession:
         # Falling back by itself, ONNX Runtime would talk, and forget the arguments.
