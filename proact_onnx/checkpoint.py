@@ -15,7 +15,8 @@ from proact_onnx.thresholds import FloatArray
 class FileCheckpoint:
     """Finished thresholds as JSON lines: a header that says which run, then one layer a line.
 
-    A layer is stored as hexadecimal float32, so that going on gives the very same numbers.
+    Where all layers are trained together, the state of the training stands in for them. An array
+    is stored as hexadecimal float32, so that going on gives the very same numbers.
 
     Args:
         path: The file. It is created with the first finished layer.
@@ -44,7 +45,15 @@ class FileCheckpoint:
         Raises:
             OutputError: If the file cannot be written.
         """
-        self._layers[tensor] = values
+        self.store_all({tensor: values})
+
+    def store_all(self, values: Mapping[str, FloatArray]) -> None:
+        """Keep several arrays on disk, in place of those of the same names.
+
+        Raises:
+            OutputError: If the file cannot be written.
+        """
+        self._layers.update(values)
         lines = [json.dumps({"identity": self._identity})]
         for name, layer in self._layers.items():
             record = {

@@ -21,7 +21,7 @@ from proact_onnx.engine import (
     profile_activations,
 )
 from proact_onnx.errors import ModelError, SettingsError
-from proact_onnx.faults import parameter_count
+from proact_onnx.faults import parameter_count, parse_format
 from proact_onnx.fidelity import Fidelity, compare, guessing, label_batch
 from proact_onnx.methods import METHODS, FitContext
 from proact_onnx.model import (
@@ -54,6 +54,7 @@ class HardenReport:
         labelled: Whether they have labels; otherwise the original model's classes stand in.
         raised_opset: The opset the file was converted to, if its own was too low for the form.
         refusals: BatchNormalization nodes that could not be folded.
+        evaluations: Images classified under fault to find the thresholds.
         seconds: Wall time.
     """
 
@@ -66,6 +67,7 @@ class HardenReport:
     labelled: bool
     raised_opset: int | None
     refusals: tuple[Refusal, ...]
+    evaluations: int
     seconds: float
 
 
@@ -113,8 +115,10 @@ def harden(
     reporter = reporter or LogReporter()
     output = output or hardened_path(model)
     method = METHODS[_choose("method", settings.method, METHODS)]
-    _choose("granularity", settings.granularity, list(Granularity))
-    form = Form(_choose("form", settings.form, list(Form)))
+    settings = method.resolve(settings)
+    _choose("granularity", str(settings.granularity), list(Granularity))
+    form = Form(_choose("form", str(settings.form), list(Form)))
+    parse_format(settings.format)
     provider = (Provider(runtime.provider), runtime.threads, runtime.batch_size)
 
     loaded = load_model(model)
@@ -166,7 +170,7 @@ def harden(
         progress=advance,
     )
     activations = observed_shapes(activations, profile)
-    thresholds = method(
+    fitted = method.fit(
         FitContext(
             model=prepared.model,
             activations=activations,
@@ -174,11 +178,12 @@ def harden(
             calibration=calibrate,
             accept=accept,
             settings=settings,
-            threads=runtime.threads,
+            runtime=runtime,
             checkpoint=checkpoint,
             reporter=reporter,
         )
     )
+    thresholds = fitted.thresholds
     inserted = insert(
         prepared.model,
         thresholds,
@@ -200,6 +205,7 @@ def harden(
         labelled=test_set.labels is not None,
         raised_opset=inserted.raised_opset,
         refusals=prepared.refusals,
+        evaluations=fitted.evaluations,
         seconds=time.monotonic() - started,
     )
 

@@ -89,14 +89,28 @@ class ThresholdScale(StrEnum):
     ABSOLUTE = "absolute"
 
 
+class OutOfRange(StrEnum):
+    """What becomes of a value above its threshold."""
+
+    ZERO = "zero"
+    CLAMP = "clamp"
+
+
 @dataclass(frozen=True)
 class HardenSettings:
     """How a model is hardened. Defaults are the paper's where it gives one (section VI-A).
 
     Attributes:
-        method: ``proact`` or ``ranger``.
-        granularity: ``layer``, ``channel``, ``neuron`` or ``hybrid``.
-        form: How the bound is written: ``hard``, ``smooth`` or ``saturate``.
+        method: ``proact``, ``ranger``, ``ftclipact``, ``fitact``, ``brelu`` or
+            ``clip-percentile``.
+        granularity: ``layer``, ``channel``, ``neuron`` or ``hybrid``; None leaves it to the
+            method.
+        form: How the bound is written: ``hard``, ``smooth`` or ``saturate``; None leaves it to
+            ``out_of_range``, and then to the method.
+        out_of_range: Whether a value above its threshold becomes zero or the threshold; None
+            leaves it to the method.
+        percentile: Of the activations that thresholds start from, instead of their maximum; None
+            leaves it to the method.
         slack: Factor on profiled maxima. Another runtime's rounding must not push the largest
             legitimate value over its threshold.
         calibration_images: Images to profile and train on, at most.
@@ -115,12 +129,24 @@ class HardenSettings:
         slope: k of the smooth gate; not in the paper.
         slope_scale: Whether k counts relative to the threshold (k / lambda) or absolutely.
         patience: Epochs without a lower loss after which a layer is finished.
-        seed: Decides which images go where, and their order in training.
+        distillation: Whether ``proact`` learns from the unbounded model too, or from the labels
+            alone.
+        progressive: Whether ``proact`` trains layer by layer, from the last to the first, or all
+            layers together.
+        epochs_together: Epochs where all layers are trained together.
+        search_ber: Bit error rates under which ``ftclipact`` measures accuracy; two at least.
+        search_trials: Fault maps for each of them.
+        search_images: Images for each fault map.
+        search_rounds: Times that ``ftclipact`` narrows the interval of a threshold.
+        format: How parameters are stored when ``ftclipact`` injects faults.
+        seed: Decides which images go where, their order in training, and the faults of a search.
     """
 
     method: str = "proact"
-    granularity: str = "hybrid"
-    form: str = "hard"
+    granularity: str | None = None
+    form: str | None = None
+    out_of_range: OutOfRange | None = None
+    percentile: float | None = None
     slack: float = 1.01
     calibration_images: int = 2000
     accept_images: int = 1000
@@ -136,9 +162,37 @@ class HardenSettings:
     slope: float = 20.0
     slope_scale: ThresholdScale = ThresholdScale.RELATIVE
     patience: int = 5
+    distillation: bool = True
+    progressive: bool = True
+    epochs_together: int = 150
+    search_ber: tuple[float, ...] = (1e-6, 1e-5, 1e-4, 1e-3)
+    search_trials: int = 10
+    search_images: int = 64
+    search_rounds: int = 3
+    format: str = "Q15.16"
     seed: int = 0
 
     def __post_init__(self) -> None:
+        if self.form is not None and self.out_of_range is not None:
+            clamps = self.form == "saturate"
+            if clamps != (self.out_of_range is OutOfRange.CLAMP):
+                raise SettingsError(
+                    f"form {self.form!r} does not {self.out_of_range} what is out of range: leave "
+                    "one of the two out"
+                )
+        if self.percentile is not None:
+            _check(self.percentile, "percentile", 90.0, 100.0)
+        if len(self.search_ber) < 2 or not all(0.0 < rate <= 1.0 for rate in self.search_ber):
+            raise SettingsError(
+                "search-ber needs at least two bit error rates above 0 and up to 1, to measure "
+                "accuracy over them"
+            )
+        if len(set(self.search_ber)) < len(self.search_ber):
+            raise SettingsError("search-ber names a bit error rate twice: leave one out")
+        _check(self.epochs_together, "epochs-together", 0)
+        _check(self.search_trials, "search-trials", 1)
+        _check(self.search_images, "search-images", 1)
+        _check(self.search_rounds, "search-rounds", 1)
         _check(self.slack, "slack", 1.0)
         _check(self.calibration_images, "calibration-images", 1)
         _check(self.accept_images, "accept-images", 1)
@@ -432,7 +486,7 @@ def _convert(kind: Any, value: Any, where: str, folder: Path) -> Any:
         return tuple(_convert(arguments[0], item, where, folder) for item in items)
     if kind is Path and isinstance(value, str):
         return (folder / value).resolve()
-    if kind in (Layout, ThresholdScale, Protocol):
+    if kind in (Layout, OutOfRange, ThresholdScale, Protocol):
         if value not in list(kind):
             raise SettingsError(f"{where} must be one of {', '.join(kind)}, not {value!r}")
         return kind(value)

@@ -79,6 +79,17 @@ def threshold_shape(activation: Activation, granularity: Granularity) -> tuple[i
     return (1, *known)
 
 
+def shared_axes(shape: tuple[int, ...], extents: tuple[int, ...]) -> tuple[int, ...]:
+    """Axes of an activation along which values share a threshold.
+
+    Args:
+        shape: Of the thresholds: ``()``, or with a batch axis of 1 in front.
+        extents: Of the activation, without its batch axis.
+    """
+    axes = range(len(extents))
+    return tuple(axis for axis in axes if not shape or shape[axis + 1] < extents[axis])
+
+
 def threshold_count(activations: Iterable[Activation], granularity: Granularity) -> int:
     """Number of thresholds that ``granularity`` stores for these activations."""
     return sum(math.prod(threshold_shape(activation, granularity)) for activation in activations)

@@ -14,6 +14,7 @@ import pytest
 from proact_onnx.data import Dataset, Preprocessing, load_dataset
 from proact_onnx.errors import DataError, ModelError, OutputError, SettingsError
 from proact_onnx.harden import HardenReport, harden, hardened_path, split_roles
+from proact_onnx.methods import METHODS
 from proact_onnx.model import image_input, load_model, model_digest, provenance
 from proact_onnx.progress import LogReporter
 from proact_onnx.rewrite import threshold_name
@@ -114,10 +115,11 @@ def test_digits(
     for activation in report.activations:
         value = report.thresholds.values[activation.tensor]
         np.testing.assert_array_equal(stored[threshold_name(activation.tensor)], value)
-    assert report.thresholds.count == 6 + 96
+    count = 7 if settings.method == "ranger" else 6 + 96
+    assert report.thresholds.count == count
     # BatchNormalization's four arrays become one bias for each of the six convolutions.
     parameters = 82_138
-    assert report.memory_overhead == pytest.approx(100 * (6 + 96) / parameters)
+    assert report.memory_overhead == pytest.approx(100 * count / parameters)
 
     assert report.labelled
     assert report.test_images == 697
@@ -133,7 +135,8 @@ def test_digits(
     recorded = provenance(hardened)
     assert recorded["version"] == importlib.metadata.version("proact-onnx")
     assert recorded["method"] == settings.method
-    assert json.loads(recorded["settings"]) == dataclasses.asdict(settings)
+    resolved = METHODS[settings.method].resolve(settings)
+    assert json.loads(recorded["settings"]) == json.loads(json.dumps(dataclasses.asdict(resolved)))
     assert recorded["original_sha256"] == model_digest(digits_dir / "digits.onnx")
     assert recorded["calibration_sha256"] == calibration.digest
     assert len(recorded["thresholds_sha256"]) == 64

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,12 +13,13 @@ import pytest
 from proact_onnx.activations import Activation, find_activations
 from proact_onnx.data import load_dataset
 from proact_onnx.engine import ActivationProfile
-from proact_onnx.methods import METHODS, FitContext, LabelledBatch, proact, ranger
+from proact_onnx.errors import SettingsError
+from proact_onnx.methods import METHODS, FitContext, LabelledBatch, proact, ranger, training
 from proact_onnx.mirror.train import TrainedThresholds
 from proact_onnx.model import load_model
 from proact_onnx.progress import LogReporter
 from proact_onnx.rewrite import expose, insert, prepare
-from proact_onnx.settings import HardenSettings
+from proact_onnx.settings import HardenSettings, OutOfRange, RuntimeSettings
 from proact_onnx.thresholds import FloatArray, Thresholds
 from tests.numerics import run
 
@@ -37,6 +39,9 @@ class Memory:
     def store(self, tensor: str, values: FloatArray) -> None:
         self.stored.append(tensor)
         self.known[tensor] = values
+
+    def store_all(self, values: Mapping[str, FloatArray]) -> None:
+        self.known.update(values)
 
 
 class Record(LogReporter):
@@ -74,8 +79,8 @@ def context(digits_dir: Path) -> FitContext:
         profile=ActivationProfile(maxima, 400),
         calibration=LabelledBatch(images[:400], data.labels[:400]),
         accept=LabelledBatch(images[400:800], data.labels[400:800]),
-        settings=QUICK,
-        threads=0,
+        settings=METHODS["proact"].resolve(QUICK),
+        runtime=RuntimeSettings(),
         checkpoint=Memory(),
         reporter=LogReporter(),
     )
@@ -83,7 +88,9 @@ def context(digits_dir: Path) -> FitContext:
 
 def fit(context: FitContext, **changes: object) -> dict[str, FloatArray]:
     """Run ProAct from the start, unless the changes hold a checkpoint."""
-    return dict(proact.fit(replace(context, **{"checkpoint": Memory(), **changes})).values)
+    settings = METHODS["proact"].resolve(changes.pop("settings", QUICK))
+    given = {"checkpoint": Memory(), "settings": settings, **changes}
+    return dict(proact.fit(replace(context, **given)).thresholds.values)
 
 
 def maxima(context: FitContext, activation: Activation, granularity: str) -> np.ndarray:
@@ -101,7 +108,7 @@ def maxima(context: FitContext, activation: Activation, granularity: str) -> np.
 @pytest.mark.parametrize("slack", [1.0, 1.25])
 def test_ranger_takes_the_maxima(context: FitContext, granularity: str, slack: float) -> None:
     settings = HardenSettings(method="ranger", granularity=granularity, slack=slack)
-    thresholds = ranger.fit(replace(context, settings=settings))
+    thresholds = ranger.fit(replace(context, settings=settings)).thresholds
     assert list(thresholds.values) == [a.tensor for a in context.activations]
     for activation in context.activations:
         expected = maxima(context, activation, granularity)
@@ -113,7 +120,7 @@ def test_ranger_takes_the_maxima(context: FitContext, granularity: str, slack: f
 
 def test_neuron_wise_maxima_differ_between_neurons(context: FitContext) -> None:
     settings = replace(QUICK, method="ranger", granularity="neuron")
-    thresholds = ranger.fit(replace(context, settings=settings))
+    thresholds = ranger.fit(replace(context, settings=settings)).thresholds
     first = thresholds.values[context.activations[0].tensor]
     assert first.shape == (1, 24, 8, 8)
     assert len(np.unique(first)) > 500
@@ -125,7 +132,7 @@ import sys
 from pathlib import Path
 from proact_onnx.data import load_dataset
 from proact_onnx.harden import harden
-from proact_onnx.settings import HardenSettings
+from proact_onnx.settings import HardenSettings, OutOfRange, RuntimeSettings
 folder = Path({str(digits_dir)!r})
 harden(folder / "digits.onnx", load_dataset(folder / "test.npz"),
        Path({str(tmp_path / "out.onnx")!r}), settings=HardenSettings(method="ranger"))
@@ -142,8 +149,8 @@ print("torch" in sys.modules)
 @pytest.fixture(scope="module")
 def trained(context: FitContext) -> tuple[dict[str, FloatArray], Memory, Record]:
     memory, record = Memory(), Record()
-    found = METHODS["proact"](replace(context, checkpoint=memory, reporter=record))
-    return dict(found.values), memory, record
+    found = METHODS["proact"].fit(replace(context, checkpoint=memory, reporter=record))
+    return dict(found.thresholds.values), memory, record
 
 
 def test_proact_trains_last_to_first(
@@ -189,8 +196,11 @@ def test_proact_keeps_accuracy_of_the_deployed_model(
 def training_that_asks_for(share: float) -> Callable[..., object]:
     """Training that asks for the maxima times ``share``."""
 
-    def train(_: object, layer: object, initial: FloatArray, *rest: object, **options: object):
-        return TrainedThresholds(initial * np.float32(share), 0.0, 1)
+    def train(
+        _: object, inputs: object, initial: Mapping[str, FloatArray], *rest: object, **more: object
+    ) -> TrainedThresholds:
+        asked = {name: values * np.float32(share) for name, values in initial.items()}
+        return TrainedThresholds(asked, 0.0, 1)
 
     return train
 
@@ -199,7 +209,7 @@ def test_thresholds_that_cost_too_much_are_given_up(
     context: FitContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Far below zero is nothing a network survives, and neither are half and a quarter of it."""
-    monkeypatch.setattr(proact, "train_layer", training_that_asks_for(-100.0))
+    monkeypatch.setattr(training, "train_thresholds", training_that_asks_for(-100.0))
     record = Record()
     found = fit(context, reporter=record)
     for activation in context.activations:
@@ -236,7 +246,7 @@ def test_a_layer_goes_back_until_accuracy_holds(
     context: FitContext, monkeypatch: pytest.MonkeyPatch, asked: float, kept: float
 ) -> None:
     """With a drop that allows a tenth of the last layer's maxima but nothing below zero."""
-    monkeypatch.setattr(proact, "train_layer", training_that_asks_for(asked))
+    monkeypatch.setattr(training, "train_thresholds", training_that_asks_for(asked))
     last = context.activations[-1:]
     shares = {0.9: 0.9, 0.1: 0.1}
     profiled = maxima(context, last[0], "hybrid") * np.float32(QUICK.slack)
@@ -255,7 +265,7 @@ def test_a_layer_goes_back_until_accuracy_holds(
 def test_only_a_smooth_gate_may_rise_above_the_maxima(
     context: FitContext, monkeypatch: pytest.MonkeyPatch, form: str, kept: float
 ) -> None:
-    monkeypatch.setattr(proact, "train_layer", training_that_asks_for(1.2))
+    monkeypatch.setattr(training, "train_thresholds", training_that_asks_for(1.2))
     found = fit(context, settings=replace(QUICK, form=form))
     for activation in context.activations:
         expected = maxima(context, activation, "hybrid") * np.float32(QUICK.slack * kept)
@@ -280,3 +290,98 @@ def test_proact_trains_one_threshold_per_neuron_everywhere(context: FitContext) 
     found = fit(context, settings=settings)
     for activation in context.activations:
         assert found[activation.tensor].shape == maxima(context, activation, "neuron").shape
+
+
+def test_training_together_can_be_interrupted(context: FitContext) -> None:
+    """A run that stops after its second epoch and goes on ends as one that was never stopped."""
+    settings = METHODS["fitact"].resolve(replace(QUICK, method="fitact", epochs_together=4))
+
+    class Stopping(Memory):
+        def store_all(self, values: Mapping[str, FloatArray]) -> None:
+            super().store_all(values)
+            if values["counters"][0] == 2:
+                raise KeyboardInterrupt
+
+    whole = METHODS["fitact"].fit(replace(context, settings=settings, checkpoint=Memory()))
+    stopped = Stopping()
+    with pytest.raises(KeyboardInterrupt):
+        METHODS["fitact"].fit(replace(context, settings=settings, checkpoint=stopped))
+    record = Record()
+    resumed = METHODS["fitact"].fit(
+        replace(context, settings=settings, checkpoint=Memory(stopped.known), reporter=record)
+    )
+    assert record.steps == record.total == 4
+    for tensor, values in whole.thresholds.values.items():
+        np.testing.assert_array_equal(resumed.thresholds.values[tensor], values)
+
+
+@pytest.mark.parametrize(
+    ("method", "granularity"), [("fitact", "neuron"), ("brelu", "layer"), ("proact", "hybrid")]
+)
+def test_training_together(context: FitContext, method: str, granularity: str) -> None:
+    chosen = replace(QUICK, method=method, epochs_together=3, progressive=False)
+    settings = METHODS[method].resolve(chosen)
+    assert settings.granularity == granularity
+    assert settings.form == ("saturate" if method == "brelu" else "hard")
+    found = METHODS[method].fit(replace(context, settings=settings, checkpoint=Memory()))
+    values = found.thresholds.values
+    assert found.evaluations == 0
+    assert list(values) == [a.tensor for a in context.activations]
+    for activation in context.activations:
+        profiled = maxima(context, activation, granularity) * np.float32(QUICK.slack)
+        assert values[activation.tensor].shape == profiled.shape
+        assert (values[activation.tensor] <= profiled).all()
+        assert values[activation.tensor].mean() < profiled.mean(), activation.name
+    if method != "brelu":
+        drop = accuracy(context, {}) - accuracy(context, dict(values))
+        assert drop <= QUICK.max_accuracy_drop / 100 + 1e-9
+
+
+def test_distillation_changes_what_is_learnt(context: FitContext) -> None:
+    last = context.activations[-1:]
+    taught, alone = (
+        fit(context, activations=last, settings=replace(QUICK, distillation=distillation))
+        for distillation in (True, False)
+    )
+    assert (taught[last[0].tensor] != alone[last[0].tensor]).any()
+
+
+@pytest.mark.parametrize(
+    ("method", "given", "used"),
+    [
+        ("ranger", None, 100.0),
+        ("ranger", 99.0, 99.0),
+        ("clip-percentile", None, 99.9),
+        ("clip-percentile", 95.0, 95.0),
+    ],
+)
+def test_percentiles_as_thresholds(
+    context: FitContext, method: str, given: float | None, used: float
+) -> None:
+    settings = METHODS[method].resolve(replace(QUICK, method=method, percentile=given))
+    values = METHODS[method].fit(replace(context, settings=settings)).thresholds.values
+    tensors = [activation.tensor for activation in context.activations]
+    exposed = expose(context.model, tensors)
+    outputs = run(exposed, {exposed.graph.input[0].name: context.calibration.images})[1:]
+    for tensor, activation in zip(tensors, outputs, strict=True):
+        expected = np.percentile(activation.astype(np.float64), used) * QUICK.slack
+        np.testing.assert_allclose(values[tensor], expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("options", "form"),
+    [
+        ({}, "hard"),
+        ({"out_of_range": OutOfRange.CLAMP}, "saturate"),
+        ({"out_of_range": OutOfRange.ZERO, "form": "smooth"}, "smooth"),
+        ({"form": "saturate"}, "saturate"),
+    ],
+)
+def test_what_becomes_of_values_out_of_range(options: dict[str, Any], form: str) -> None:
+    resolved = METHODS["ranger"].resolve(HardenSettings(method="ranger", **options))
+    assert (resolved.granularity, resolved.form) == ("layer", form)
+
+
+def test_a_form_that_contradicts_what_becomes_of_values() -> None:
+    with pytest.raises(SettingsError, match="form 'hard' does not clamp what is out of range"):
+        HardenSettings(form="hard", out_of_range=OutOfRange.CLAMP)

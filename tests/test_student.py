@@ -7,7 +7,7 @@ import torch
 
 from proact_onnx.errors import ModelError
 from proact_onnx.mirror.student import Student, batches
-from proact_onnx.mirror.train import train_layer
+from proact_onnx.mirror.train import hyrelu_gate, train_thresholds
 from proact_onnx.settings import HardenSettings
 from tests.numerics import parse, run
 
@@ -128,10 +128,12 @@ def test_training_gives_what_the_free_graph_gives(
     def train(model: onnx.ModelProto) -> np.ndarray:
         student = Student(model, images)
         student.bound("e", np.float32(1.0))
-        return train_layer(
-            student, student.inputs_from(tensor, images), initial, student.predict(images),
-            labels, HardenSettings(train_batch=6), epochs=5, seed=(0, 0),
-        ).values  # fmt: skip
+        settings = HardenSettings(train_batch=6)
+        return train_thresholds(
+            student, student.inputs_from(tensor, images), {tensor: initial},
+            student.predict(images), labels, settings,
+            gate=hyrelu_gate(settings), epochs=5, seed=(0, 0),
+        ).values[tensor]  # fmt: skip
 
     trained = train(FIXED[name][0])
     assert (trained < initial).any()

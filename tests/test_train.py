@@ -1,7 +1,8 @@
 """Training one layer against arithmetic by hand: loss, Adam, schedule, stopping."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import onnx
@@ -11,7 +12,12 @@ import scipy.stats
 import torch
 
 from proact_onnx.mirror.student import Student, SuffixInputs
-from proact_onnx.mirror.train import TrainedThresholds, distillation_loss, train_layer
+from proact_onnx.mirror.train import (
+    TrainedThresholds,
+    distillation_loss,
+    hyrelu_gate,
+    train_thresholds,
+)
 from proact_onnx.settings import HardenSettings, ThresholdScale
 from tests.numerics import parse
 
@@ -77,9 +83,11 @@ def train(
         initial: np.ndarray = LAST,
     ) -> TrainedThresholds:
         layer = student.inputs_from(tensor, images)
-        return train_layer(
-            student, layer, initial, teacher, labels, settings, epochs=epochs, seed=(seed, 1)
-        )
+        trained = train_thresholds(
+            student, layer, {tensor: initial}, teacher, labels, settings,
+            gate=hyrelu_gate(settings), epochs=epochs, seed=(seed, 1),
+        )  # fmt: skip
+        return replace(trained, values=trained.values[tensor])
 
     return train_tensor
 
@@ -258,9 +266,9 @@ def test_every_epoch_is_reported(
 ) -> None:
     reports = []
     layer = student.inputs_from("b", images)
-    train_layer(
-        student, layer, LAST, student.predict(images), labels, PLAIN,
-        epochs=3, seed=(0, 0), on_epoch=lambda: reports.append(1),
+    train_thresholds(
+        student, layer, {"b": LAST}, student.predict(images), labels, PLAIN,
+        gate=hyrelu_gate(PLAIN), epochs=3, seed=(0, 0), on_epoch=lambda _: reports.append(1),
     )  # fmt: skip
     assert len(reports) == 3
 
@@ -278,3 +286,89 @@ def test_layer_inputs_are_what_the_graph_computes(student: Student, images: torc
     values = layer.take(slice(0, IMAGES))
     assert set(values) == {"b", "d"}
     torch.testing.assert_close(values["b"], values["d"].relu())
+
+
+def train_both(
+    student: Student, images: torch.Tensor, labels: torch.Tensor, **options: Any
+) -> TrainedThresholds:
+    """Train both activations of the net together, 4 epochs of 3 steps."""
+    settings = replace(PLAIN, train_batch=16, patience=9)
+    given = {"gate": hyrelu_gate(settings), "epochs": 4, "seed": (0,), **options}
+    teacher = student.predict(images)
+    return train_thresholds(
+        student, student.inputs(images), {"a": FIRST, "b": LAST}, teacher, labels, settings, **given
+    )
+
+
+def test_one_layer_through_the_whole_graph(
+    student: Student,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    train: Callable[..., TrainedThresholds],
+) -> None:
+    """Training one activation gives the same whether what lies before it is computed once."""
+    settings = replace(PLAIN, train_batch=16)
+    teacher = student.predict(images)
+    whole = train_thresholds(
+        student, student.inputs(images), {"b": LAST}, teacher, labels, settings,
+        gate=hyrelu_gate(settings), epochs=4, seed=(0, 1),
+    )  # fmt: skip
+    np.testing.assert_allclose(whole.values["b"], train(settings, 4).values, rtol=1e-5)
+    assert whole.loss == pytest.approx(train(settings, 4).loss, rel=1e-5)
+
+
+def test_all_layers_move_together(
+    student: Student, images: torch.Tensor, labels: torch.Tensor
+) -> None:
+    trained = train_both(student, images, labels)
+    assert trained.epochs_run == 4
+    for name, initial in (("a", FIRST), ("b", LAST)):
+        assert trained.values[name].shape == np.shape(initial)
+        assert (trained.values[name] != initial).any()
+    assert set(student.mirror.gates) == set()
+
+
+def test_labels_alone(student: Student, images: torch.Tensor, labels: torch.Tensor) -> None:
+    """With no learning and no regularisation the loss is the cross-entropy of the gated net."""
+    settings = replace(PLAIN, learning_rate=0.0, regularisation=0.0)
+    gate = hyrelu_gate(settings)
+    found = train_thresholds(
+        student, student.inputs(images), {"b": LAST}, None, labels, settings,
+        gate=gate, epochs=1, seed=(0,),
+    )  # fmt: skip
+    student.mirror.gates["b"] = lambda values: gate(values, torch.from_numpy(LAST))
+    scores = student.predict(images).numpy().astype(np.float64)
+    picked = scipy.special.log_softmax(scores, axis=1)[np.arange(IMAGES), labels.numpy()]
+    assert found.loss == pytest.approx(-picked.mean(), rel=1e-5)
+
+
+@pytest.mark.parametrize("stopped", [1, 3])
+def test_an_interrupted_training_ends_the_same(
+    student: Student, images: torch.Tensor, labels: torch.Tensor, stopped: int
+) -> None:
+    states: list[Mapping[str, np.ndarray]] = []
+    undisturbed = train_both(student, images, labels, on_epoch=lambda state: states.append(state()))
+    assert len(states) == 4
+    resumed = train_both(student, images, labels, state=states[stopped - 1])
+    assert resumed.epochs_run == undisturbed.epochs_run
+    assert resumed.loss == undisturbed.loss
+    for name, values in undisturbed.values.items():
+        np.testing.assert_array_equal(resumed.values[name], values)
+
+
+def test_a_clamp_is_trained_by_what_it_clips(
+    student: Student, images: torch.Tensor, labels: torch.Tensor
+) -> None:
+    """Only the gradient of clipped values reaches a threshold: far above all, none does."""
+    settings = replace(PLAIN, regularisation=0.0, train_batch=16)
+    teacher = student.predict(images)
+    moved = []
+    for factor in (0.5, 1e3):
+        initial = {"b": LAST * np.float32(factor)}
+        trained = train_thresholds(
+            student, student.inputs(images), initial, teacher, labels, settings,
+            gate=torch.minimum, epochs=3, seed=(0,),
+        )  # fmt: skip
+        moved.append(np.abs(trained.values["b"] / initial["b"] - 1).max())
+    assert moved[0] > 1e-3
+    assert moved[1] < 1e-6

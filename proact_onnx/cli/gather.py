@@ -157,6 +157,7 @@ _PARSERS: Mapping[str, Callable[[str, Any], Any]] = {
     "layers": _words,
     "mean": _numbers,
     "resize": _size,
+    "search_ber": _numbers,
     "std": _numbers,
     "targets": _words,
 }

@@ -22,10 +22,11 @@ from proact_onnx.cli.options import (
 )
 from proact_onnx.cli.terminal import err, interrupted, say, show, spell
 from proact_onnx.console import BarReporter
-from proact_onnx.settings import ThresholdScale
+from proact_onnx.settings import OutOfRange, ThresholdScale
 
 _BOUNDS = "Bounds"
-_TRAINING = "Training (method proact)"
+_TRAINING = "Training (methods proact, fitact, brelu)"
+_SEARCH = "Search (method ftclipact)"
 
 
 def harden(
@@ -35,14 +36,19 @@ def harden(
     ] = None,
     method: Annotated[
         str | None,
-        setting("harden.method", "How thresholds are found.", _BOUNDS, "proact|ranger"),
+        setting(
+            "harden.method",
+            "How thresholds are found.",
+            _BOUNDS,
+            "proact|ranger|ftclipact|fitact|brelu|clip-percentile",
+        ),
     ] = None,
     granularity: Annotated[
         str | None,
         setting(
             "harden.granularity",
-            "What shares a threshold; hybrid: a threshold for each neuron of the last hidden "
-            "layer, one for each layer before.",
+            "What shares a threshold, by default as the method has it; hybrid: a threshold for "
+            "each neuron of the last hidden layer, one for each layer before.",
             _BOUNDS,
             "layer|channel|neuron|hybrid",
         ),
@@ -50,6 +56,19 @@ def harden(
     form: Annotated[
         str | None,
         setting("harden.form", "How bounds are written.", _BOUNDS, "hard|smooth|saturate"),
+    ] = None,
+    out_of_range: Annotated[
+        OutOfRange | None,
+        setting("harden.out_of_range", "What becomes of a value above its threshold.", _BOUNDS),
+    ] = None,
+    percentile: Annotated[
+        float | None,
+        setting(
+            "harden.percentile",
+            "Percentile of the activations to take as threshold, 90 to 100 (the maximum); methods "
+            "ranger and clip-percentile.",
+            _BOUNDS,
+        ),
     ] = None,
     slack: Annotated[
         float | None, setting("harden.slack", "Factor on profiled maxima, at least 1.", _BOUNDS)
@@ -138,9 +157,53 @@ def harden(
         int | None,
         setting("harden.patience", "Epochs without a lower loss that end a layer.", _TRAINING),
     ] = None,
+    distillation: Annotated[
+        bool | None,
+        setting(
+            "harden.distillation",
+            "Whether proact learns from the unbounded model too, or from labels alone.",
+            _TRAINING,
+        ),
+    ] = None,
+    progressive: Annotated[
+        bool | None,
+        setting(
+            "harden.progressive",
+            "Whether proact trains from the last layer to the first, or all together.",
+            _TRAINING,
+        ),
+    ] = None,
+    epochs_together: Annotated[
+        int | None,
+        setting("harden.epochs_together", "Epochs where all layers train together.", _TRAINING),
+    ] = None,
+    search_ber: Annotated[
+        str | None,
+        setting(
+            "harden.search_ber",
+            "Bit error rates, two at least, under which thresholds are tried.",
+            _SEARCH,
+            "RATE,...",
+        ),
+    ] = None,
+    search_trials: Annotated[
+        int | None, setting("harden.search_trials", "Fault maps for each of them.", _SEARCH)
+    ] = None,
+    search_images: Annotated[
+        int | None, setting("harden.search_images", "Images for each fault map.", _SEARCH)
+    ] = None,
+    search_rounds: Annotated[
+        int | None,
+        setting("harden.search_rounds", "Times an interval is narrowed, at most.", _SEARCH),
+    ] = None,
+    format: Annotated[
+        str | None, setting("harden.format", "How parameters are stored meanwhile.", _SEARCH)
+    ] = None,
     seed: Annotated[
         int | None,
-        setting("harden.seed", "Decides which images go where, and in what order.", _TRAINING),
+        setting(
+            "harden.seed", "Decides which images go where, their order, and faults.", _TRAINING
+        ),
     ] = None,
     layout: LayoutOption = None,
     scale: Scale = None,

@@ -2,6 +2,7 @@
 
 from proact_onnx.engine.cuts import Workload
 from proact_onnx.engine.metrics import Predictions, chance_warning, is_classifier, top1
+from proact_onnx.engine.percentiles import profile_percentiles
 from proact_onnx.engine.prefix import PrefixCache, Stage
 from proact_onnx.engine.profile import ActivationProfile, observed_shapes, profile_activations
 from proact_onnx.engine.select import ChosenEngine, FaultEngine, choose_engine
@@ -22,6 +23,7 @@ __all__ = [
     "is_classifier",
     "observed_shapes",
     "profile_activations",
+    "profile_percentiles",
     "runtime_version",
     "top1",
 ]

@@ -2,18 +2,52 @@
 
 from collections.abc import Mapping
 
-from proact_onnx.methods import ranger
-from proact_onnx.methods.base import Checkpoint, FitContext, LabelledBatch, Method
-from proact_onnx.thresholds import Thresholds
+from proact_onnx.methods import clip_percentile, ranger
+from proact_onnx.methods.base import (
+    Checkpoint,
+    Fit,
+    FitContext,
+    Fitted,
+    LabelledBatch,
+    Method,
+)
+from proact_onnx.rewrite import Form
+from proact_onnx.thresholds import Granularity
 
 
-def _proact(context: FitContext) -> Thresholds:
-    # Training-free methods must work without loading torch.
+# Methods that train need torch, and one that injects faults scipy; those that do not must start
+# without.
+def _proact(context: FitContext) -> Fitted:
     from proact_onnx.methods import proact
 
     return proact.fit(context)
 
 
-METHODS: Mapping[str, Method] = {"proact": _proact, "ranger": ranger.fit}
+def _ftclipact(context: FitContext) -> Fitted:
+    from proact_onnx.methods import ftclipact
 
-__all__ = ["METHODS", "Checkpoint", "FitContext", "LabelledBatch", "Method"]
+    return ftclipact.fit(context)
+
+
+def _fitact(context: FitContext) -> Fitted:
+    from proact_onnx.methods import fitact
+
+    return fitact.fit(context)
+
+
+def _brelu(context: FitContext) -> Fitted:
+    from proact_onnx.methods import brelu
+
+    return brelu.fit(context)
+
+
+METHODS: Mapping[str, Method] = {
+    "proact": Method(_proact, Granularity.HYBRID),
+    "ranger": Method(ranger.fit, Granularity.LAYER),
+    "ftclipact": Method(_ftclipact, Granularity.LAYER),
+    "fitact": Method(_fitact, Granularity.NEURON),
+    "brelu": Method(_brelu, Granularity.LAYER, Form.SATURATE),
+    "clip-percentile": Method(clip_percentile.fit, Granularity.LAYER),
+}
+
+__all__ = ["METHODS", "Checkpoint", "Fit", "FitContext", "Fitted", "LabelledBatch", "Method"]

@@ -3,15 +3,16 @@
 Source: Chen, Li and Pattabiraman, "A Low-cost Fault Corrector for Deep Neural Networks through
 Range Restriction", DSN 2021; here as the ProAct paper uses it (section VI-A): values above the
 threshold become zero, layer-wise or neuron-wise. Ranger's own authors clamp instead, which is
-``--form saturate``.
+``--out-of-range clamp``.
 
-Formula: ``lambda = slack * max over the calibration images``. Needs no training and no labels.
+Formula: ``lambda = slack * max over the calibration images``, or a percentile (``--percentile``)
+in place of the maximum. Needs no training and no labels.
 """
 
-from proact_onnx.methods.base import FitContext, profiled_thresholds
+from proact_onnx.methods.base import FitContext, Fitted, percentile_thresholds
 from proact_onnx.thresholds import Thresholds
 
 
-def fit(context: FitContext) -> Thresholds:
-    """Return the profiled maxima as thresholds."""
-    return Thresholds(profiled_thresholds(context))
+def fit(context: FitContext) -> Fitted:
+    """Return the profiled maxima, or percentiles, as thresholds."""
+    return Fitted(Thresholds(percentile_thresholds(context, context.settings.percentile or 100.0)))

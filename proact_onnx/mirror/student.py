@@ -85,6 +85,11 @@ class Student:
                 scores.append(self.logits(feeds))
         return torch.cat(scores)
 
+    def inputs(self, images: Tensor) -> "SuffixInputs":
+        """Give the graph's own input, for images ``[N, ...]``."""
+        name = self.mirror.inputs[0]
+        return SuffixInputs(name, lambda chosen: {name: images[chosen]}, len(images))
+
     def inputs_from(self, tensor: str, images: Tensor, limit: int = CACHE_BYTES) -> "SuffixInputs":
         """Run the graph up to an activation, for all images.
 
@@ -157,10 +162,10 @@ class Student:
 
 
 class SuffixInputs:
-    """Everything the graph needs to finish from one activation, for a set of images.
+    """Everything the graph needs to finish from one tensor, for a set of images.
 
     Args:
-        tensor: The activation.
+        tensor: The activation, or the graph's input.
         take: Gives the values for some of the images.
         total: Number of images.
     """

@@ -1,7 +1,8 @@
-"""Training the thresholds of one layer by knowledge distillation."""
+"""Training thresholds in the mirror, of one layer or of all together."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -13,21 +14,26 @@ from proact_onnx.mirror.student import Student, SuffixInputs, batches
 from proact_onnx.settings import HardenSettings, ThresholdScale
 from proact_onnx.thresholds import FloatArray
 
+# How activations (``[N, ...]``) are bounded by thresholds while these are trained.
+Gate = Callable[[Tensor, Tensor], Tensor]
+# By name, everything that a training needs to go on after an epoch.
+State = Mapping[str, FloatArray]
+
 # Training goes on as long as the loss falls by this share within the epochs of patience.
 _LEAST_PROGRESS = 1e-3
 
 
 @dataclass(frozen=True)
 class TrainedThresholds:
-    """Outcome of training one layer.
+    """Outcome of training.
 
     Attributes:
-        values: The thresholds, float32.
+        values: The thresholds by activation tensor, float32.
         loss: Mean loss of the epoch they come from.
         epochs_run: Epochs until training stopped.
     """
 
-    values: FloatArray
+    values: Mapping[str, FloatArray]
     loss: float
     epochs_run: int
 
@@ -52,82 +58,174 @@ def distillation_loss(
     return divergence + functional.cross_entropy(student, labels)
 
 
-def train_layer(
+def hyrelu_gate(settings: HardenSettings) -> Gate:
+    """The smooth gate of Eq. (5) with the slope of the settings."""
+    relative = settings.slope_scale is ThresholdScale.RELATIVE
+    return partial(smooth_gate, slope=settings.slope, relative=relative)
+
+
+def train_thresholds(
     student: Student,
-    layer: SuffixInputs,
-    initial: FloatArray,
-    teacher: Tensor,
+    inputs: SuffixInputs,
+    initial: Mapping[str, FloatArray],
+    teacher: Tensor | None,
     labels: Tensor,
     settings: HardenSettings,
     *,
+    gate: Gate,
     epochs: int,
     seed: Sequence[int],
-    on_epoch: Callable[[], None] = lambda: None,
+    state: State | None = None,
+    on_epoch: Callable[[Callable[[], State]], None] = lambda state: None,
 ) -> TrainedThresholds:
-    """Train the thresholds of one activation with Adam (Algorithm 1, lines 10-14).
+    """Train thresholds with Adam (Algorithm 1, lines 10-14).
 
-    The trained layer has the smooth gate, all others are as deployed. The regularisation of Eq.
-    (8) is gamma times the mean square of the thresholds; where ``settings.step`` is relative,
-    of the thresholds in units of their initial value.
+    The trained layers have the gate, all others are as deployed. The regularisation of Eq. (8) is
+    gamma times the mean square of the thresholds, averaged over the layers; where ``settings.step``
+    is relative, of the thresholds in units of their initial value.
 
     Args:
-        student: Bounds the other layers with their thresholds.
-        layer: What the student needs to go on from the trained layer, for the calibration images.
-        initial: Thresholds to start from.
-        teacher: Scores ``[N, K]`` of the unbounded model on the same images.
+        student: Bounds the other layers with their thresholds; afterwards these as well, with
+            those they had before.
+        inputs: What the student needs to compute scores, for the calibration images: the graph's
+            input, or everything from one of the trained activations on.
+        initial: By activation tensor, thresholds to start from; these are trained.
+        teacher: Scores ``[N, K]`` of the unbounded model on the same images; None to learn from
+            the labels alone.
         labels: int64 ``[N]``.
-        settings: Learning rate, temperature, gamma, slope, patience.
+        settings: Learning rate, temperature, gamma, patience.
+        gate: How thresholds bound while they are trained; smooth in both arguments.
         epochs: Epochs at most.
         seed: Decides the order of the images.
-        on_epoch: Called after every epoch.
+        state: Where an interrupted training had got to.
+        on_epoch: Called after every epoch with a function that gives the state.
 
     Returns:
         The thresholds of the epoch with the lowest loss.
     """
-    start = torch.from_numpy(np.array(initial, np.float32))
+    start = {n: torch.from_numpy(np.array(values, np.float32)) for n, values in initial.items()}
+    ones = {name: torch.ones_like(value) for name, value in start.items()}
     relative = settings.step is ThresholdScale.RELATIVE
-    unit = start if relative else torch.ones_like(start)
-    parameter = nn.Parameter(torch.ones_like(start) if relative else start.clone())
-    optimiser = torch.optim.Adam([parameter], lr=settings.learning_rate)
-    schedule = torch.optim.lr_scheduler.StepLR(optimiser, settings.halve_every, gamma=0.5)
+    units = start if relative else ones
+    run = _Run(start, ones if relative else start, settings, state)
     order = np.random.default_rng(list(seed))
-    best, best_loss = np.array(initial, np.float32), float("inf")
-    milestone = float("inf")
-    stale = epochs_run = 0
-    while epochs_run < epochs and stale < settings.patience:
+    for _ in range(run.epochs):
+        order.permutation(len(inputs))
+    before = {name: student.mirror.gates.get(name) for name in initial}
+    while run.epochs < epochs and run.stale < settings.patience:
+        shuffled = torch.from_numpy(order.permutation(len(inputs)))
         total = 0.0
-        shuffled = torch.from_numpy(order.permutation(len(layer)))
         # The loss of an epoch belongs to the thresholds it was measured with, on average.
-        seen = torch.zeros_like(start)
-        for part in batches(len(layer), settings.train_batch):
+        seen = {name: torch.zeros_like(value) for name, value in start.items()}
+        for part in batches(len(inputs), settings.train_batch):
             chosen = shuffled[part]
-            feeds = layer.take(chosen)
-            threshold = parameter * unit
-            feeds[layer.tensor] = smooth_gate(
-                feeds[layer.tensor],
-                threshold,
-                settings.slope,
-                relative=settings.slope_scale is ThresholdScale.RELATIVE,
-            )
+            feeds = inputs.take(chosen)
+            thresholds = {name: run.parameters[name] * units[name] for name in initial}
+            for name, threshold in thresholds.items():
+                if name in feeds:
+                    feeds[name] = gate(feeds[name], threshold)
+                else:
+                    student.mirror.gates[name] = partial(_bound, gate, threshold)
             scores = student.logits(feeds)
-            loss = (
-                distillation_loss(scores, teacher[chosen], labels[chosen], settings.temperature)
-                + settings.regularisation * parameter.square().mean()
-            )
-            optimiser.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimiser.step()
-            with torch.no_grad():
-                parameter.clamp_(min=0.0)
-            seen += threshold.detach() * len(chosen)
+            if teacher is None:
+                loss = functional.cross_entropy(scores, labels[chosen])
+            else:
+                known = teacher[chosen]
+                loss = distillation_loss(scores, known, labels[chosen], settings.temperature)
+            squares = [parameter.square().mean() for parameter in run.parameters.values()]
+            loss = loss + settings.regularisation * torch.stack(squares).mean()
+            run.descend(loss)
+            for name, threshold in thresholds.items():
+                seen[name] += threshold.detach() * len(chosen)
             total += loss.item() * len(chosen)
-        schedule.step()
-        on_epoch()
-        epochs_run += 1
-        mean = total / len(layer)
-        if mean < best_loss:
-            best, best_loss = (seen / len(layer)).numpy(), mean
-        stale += 1
-        if mean < milestone * (1 - _LEAST_PROGRESS):
-            milestone, stale = mean, 0
-    return TrainedThresholds(best, best_loss, epochs_run)
+        run.finish(total / len(inputs), {n: v / len(inputs) for n, v in seen.items()})
+        on_epoch(run.state)
+    for name, known_gate in before.items():
+        student.mirror.gates.pop(name, None)
+        if known_gate is not None:
+            student.mirror.gates[name] = known_gate
+    return TrainedThresholds(
+        {name: value.numpy().copy() for name, value in run.best.items()}, run.best_loss, run.epochs
+    )
+
+
+def _bound(gate: Gate, threshold: Tensor, values: Tensor) -> Tensor:
+    return gate(values, threshold)
+
+
+class _Run:
+    """The state of a training between its epochs."""
+
+    def __init__(
+        self,
+        start: Mapping[str, Tensor],
+        parameters: Mapping[str, Tensor],
+        settings: HardenSettings,
+        state: State | None,
+    ) -> None:
+        self.epochs = self.stale = 0
+        self.best = {name: value.clone() for name, value in start.items()}
+        self.best_loss = self._milestone = float("inf")
+        self.parameters = {name: nn.Parameter(value.clone()) for name, value in parameters.items()}
+        self._optimiser = torch.optim.Adam(
+            list(self.parameters.values()), lr=settings.learning_rate
+        )
+        if state is not None:
+            self._restore(state)
+        self._halve_every, self._rate = settings.halve_every, settings.learning_rate
+        self._set_rate()
+
+    def descend(self, loss: Tensor) -> None:
+        """Take one step against the gradient; thresholds stay above zero."""
+        self._optimiser.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        self._optimiser.step()
+        with torch.no_grad():
+            for parameter in self.parameters.values():
+                parameter.clamp_(min=0.0)
+
+    def finish(self, loss: float, thresholds: Mapping[str, Tensor]) -> None:
+        """Account for an epoch: its mean loss and the thresholds it belongs to."""
+        # As coarse as the state is kept, so that a training that was interrupted ends the same.
+        loss = float(np.float32(loss))
+        self.epochs += 1
+        self._set_rate()
+        if loss < self.best_loss:
+            self.best, self.best_loss = dict(thresholds), loss
+        self.stale += 1
+        if loss < self._milestone * (1 - _LEAST_PROGRESS):
+            self._milestone, self.stale = loss, 0
+
+    def state(self) -> State:
+        """Everything needed to go on."""
+        counters = [self.epochs, self.stale, self.best_loss, self._milestone]
+        arrays = {"counters": np.array(counters, np.float32)}
+        for name, parameter in self.parameters.items():
+            adam = self._optimiser.state[parameter]
+            arrays[f"parameter {name}"] = parameter.detach().numpy()
+            arrays[f"best {name}"] = self.best[name].numpy()
+            arrays[f"mean {name}"] = adam["exp_avg"].numpy()
+            arrays[f"square {name}"] = adam["exp_avg_sq"].numpy()
+            arrays[f"steps {name}"] = np.array(float(adam["step"]), np.float32)
+        return {name: np.array(values, np.float32) for name, values in arrays.items()}
+
+    def _restore(self, state: State) -> None:
+        epochs, stale, self.best_loss, self._milestone = state["counters"].tolist()
+        self.epochs, self.stale = int(epochs), int(stale)
+        for name, parameter in self.parameters.items():
+            kept = {
+                what: torch.from_numpy(np.array(state[f"{what} {name}"]))
+                for what in ("parameter", "best", "mean", "square", "steps")
+            }
+            with torch.no_grad():
+                parameter.copy_(kept["parameter"])
+            self.best[name] = kept["best"]
+            self._optimiser.state[parameter] = {
+                "step": kept["steps"],
+                "exp_avg": kept["mean"],
+                "exp_avg_sq": kept["square"],
+            }
+
+    def _set_rate(self) -> None:
+        for group in self._optimiser.param_groups:
+            group["lr"] = self._rate * 0.5 ** (self.epochs // self._halve_every)

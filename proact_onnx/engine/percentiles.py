@@ -1,0 +1,91 @@
+"""Exact percentiles of activations over a data set, without keeping the values."""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+
+from proact_onnx.engine.session import Provider, Session
+from proact_onnx.rewrite import expose
+from proact_onnx.thresholds import FloatArray, shared_axes
+
+
+class Percentile:
+    """A percentile of several groups of values that arrive in parts.
+
+    Only values that can still be among the highest are kept, so a high percentile of many values
+    costs little memory; the result is that of ``numpy.percentile`` on all values at once.
+
+    Args:
+        percentile: From 0 to 100.
+        total: Values that each group will have.
+    """
+
+    def __init__(self, percentile: float, total: int) -> None:
+        place = percentile / 100.0 * (total - 1)
+        below = math.floor(place)
+        self._fraction = place - below
+        self._kept = total - below
+        self._highest: FloatArray | None = None
+
+    def add(self, values: FloatArray) -> None:
+        """Take in more values, ``[groups, n]``."""
+        if self._highest is not None:
+            if len(values) == 1 and self._highest.shape[1] == self._kept:
+                # Nearly all of a layer's values are out of the question.
+                values = values[:, values[0] > self._highest.min()]
+            values = np.concatenate([self._highest, values], axis=1)
+        if values.shape[1] > self._kept:
+            values = np.partition(values, -self._kept, axis=1)[:, -self._kept :]
+        self._highest = np.array(values, np.float32)
+
+    def result(self) -> FloatArray:
+        """The percentile of each group, ``[groups]``, once all values are there.
+
+        Raises:
+            ValueError: If no values came.
+        """
+        if self._highest is None:
+            raise ValueError("a percentile needs values")
+        lowest = np.partition(self._highest, range(min(2, self._kept)), axis=1)[:, :2]
+        low, high = lowest[:, 0].astype(np.float64), lowest[:, -1].astype(np.float64)
+        return np.asarray(low + self._fraction * (high - low), np.float32)
+
+
+def profile_percentiles(
+    model: onnx.ModelProto,
+    shapes: Mapping[str, tuple[int, ...]],
+    images: npt.NDArray[Any],
+    percentile: float,
+    arguments: tuple[Provider, int, int],
+    progress: Callable[[int], None] = lambda images: None,
+) -> dict[str, FloatArray]:
+    """Find a percentile of the values that share a threshold, over all images.
+
+    Args:
+        model: A prepared model.
+        shapes: By activation output, the shape of its thresholds.
+        images: Preprocessed images, ``[N, ...]``.
+        percentile: From 0 to 100; the further from 100, the more values are kept.
+        arguments: Provider, threads and batch size.
+        progress: Called after each batch with the number of images in it.
+
+    Returns:
+        By activation output, float32 of the shape given.
+    """
+    session = Session(expose(model, list(shapes)), *arguments)
+    found: dict[str, Percentile] = {}
+    for batch in session.stream(images, list(shapes)):
+        for (tensor, shape), values in zip(shapes.items(), batch, strict=True):
+            extents = values.shape[1:]
+            shared = [0, *(axis + 1 for axis in shared_axes(shape, extents))]
+            own = [axis for axis in range(values.ndim) if axis not in shared]
+            groups = math.prod(values.shape[axis] for axis in own)
+            if tensor not in found:
+                found[tensor] = Percentile(percentile, len(images) * values[0].size // groups)
+            found[tensor].add(values.transpose(*own, *shared).reshape(groups, -1))
+        progress(len(batch[0]))
+    return {tensor: found[tensor].result().reshape(shape) for tensor, shape in shapes.items()}
