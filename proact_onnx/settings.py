@@ -21,6 +21,8 @@ EFFECTS = ("flip", "stuck-at-0", "stuck-at-1")
 BURST_AXES = ("bits", "words")
 PAPER_TRIALS = 500
 
+# Section VI-A.
+PAPER_RATES = (1e-7, 3e-7, 1e-6, 3e-6, 1e-5, 3e-5)
 _DEFAULT_BER = 1e-6
 # With --half-width, trials go on until the interval is narrow enough, but not for ever.
 _MOST_TRIALS = 100_000
@@ -373,6 +375,41 @@ class SensitivitySettings:
 
 
 @dataclass(frozen=True)
+class CompareSettings:
+    """Which methods are compared, and what else is measured. Faults are those of ``[inject]``.
+
+    Attributes:
+        methods: ``none`` for the unprotected model, or methods, with options after hyphens; the
+            default is the paper's comparison.
+        drop_limit: Points of accuracy; drops under fault are listed at the bit error rates where
+            a method stays below (Table IV).
+        distance_ber: Bit error rate in one layer at a time, for the distance of activations
+            (Table V); 0 leaves it out.
+        distance_trials: Fault maps for each layer.
+        distance_images: Images for each of these.
+    """
+
+    methods: tuple[str, ...] = (
+        "none",
+        "ranger-layer",
+        "ranger-neuron",
+        "ftclipact",
+        "fitact",
+        "proact",
+    )
+    drop_limit: float = 5.0
+    distance_ber: float = 1e-4
+    distance_trials: int = 10
+    distance_images: int = 32
+
+    def __post_init__(self) -> None:
+        _check(self.drop_limit, "drop-limit", 0.0, 100.0)
+        _check(self.distance_ber, "distance-ber", 0.0, 1.0)
+        _check(self.distance_trials, "distance-trials", 2)
+        _check(self.distance_images, "distance-images", 1)
+
+
+@dataclass(frozen=True)
 class OutputSettings:
     """Where results go.
 
@@ -401,6 +438,7 @@ class Settings:
         harden: Table ``[harden]``.
         inject: Table ``[inject]``.
         sensitivity: Table ``[sensitivity]``.
+        compare: Table ``[compare]``.
         output: Table ``[output]``.
     """
 
@@ -411,6 +449,7 @@ class Settings:
     harden: HardenSettings = field(default_factory=HardenSettings)
     inject: InjectSettings = field(default_factory=InjectSettings)
     sensitivity: SensitivitySettings = field(default_factory=SensitivitySettings)
+    compare: CompareSettings = field(default_factory=CompareSettings)
     output: OutputSettings = field(default_factory=OutputSettings)
 
     def override(self, table: str, options: Mapping[str, Any]) -> Self:

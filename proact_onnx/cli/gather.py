@@ -156,6 +156,7 @@ _PARSERS: Mapping[str, Callable[[str, Any], Any]] = {
     "flips": _integers,
     "layers": _words,
     "mean": _numbers,
+    "methods": _words,
     "resize": _size,
     "search_ber": _numbers,
     "std": _numbers,

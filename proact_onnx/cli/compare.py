@@ -1,0 +1,191 @@
+"""The command ``compare``."""
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from proact_onnx.cli.gather import gather, load_source, need_model, need_source, with_source
+from proact_onnx.cli.options import (
+    DATA,
+    FAULTS,
+    STATISTICS,
+    BatchSize,
+    CacheMemory,
+    Confidence,
+    Config,
+    Force,
+    Format,
+    LayoutOption,
+    Mean,
+    OutputFolder,
+    ProviderOption,
+    Resize,
+    Scale,
+    Seed,
+    Std,
+    Threads,
+    setting,
+)
+from proact_onnx.cli.terminal import err, interrupted, say, show, spell
+from proact_onnx.console import BarReporter
+from proact_onnx.settings import PAPER_RATES
+
+_METHODS = "Methods"
+
+
+def compare(
+    models: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="MODEL [HARDENED...]",
+            help="The unprotected model \\[model], and hardened files to compare as well.",
+        ),
+    ] = None,
+    methods: Annotated[
+        str | None,
+        setting(
+            "compare.methods",
+            "Methods, with options after hyphens (ranger-neuron, proact-layer, "
+            "proact-no-distillation, proact-together, ranger-clamp); none: the model as it is.",
+            _METHODS,
+            "METHOD,...",
+        ),
+    ] = None,
+    max_accuracy_drop: Annotated[
+        float | None,
+        setting(
+            "harden.max_accuracy_drop",
+            "Percentage points of accuracy that training may cost.",
+            _METHODS,
+        ),
+    ] = None,
+    ber: Annotated[
+        list[str] | None,
+        setting(
+            "inject.ber",
+            "Bit error rates, with commas; by default those of the paper, 1e-7 to 3e-5.",
+            FAULTS,
+            "RATE,...",
+        ),
+    ] = None,
+    format: Format = None,
+    trials: Annotated[
+        int | None,
+        setting(
+            "inject.trials",
+            "Fault maps for each rate; by default 500, or as many as --half-width needs.",
+            STATISTICS,
+        ),
+    ] = None,
+    images: Annotated[
+        int | None,
+        setting(
+            "inject.images",
+            "Images, drawn afresh for each trial; 0: a pilot of 30 trials chooses.",
+            STATISTICS,
+        ),
+    ] = None,
+    half_width: Annotated[
+        float | None,
+        setting(
+            "inject.half_width",
+            "Stop when half the interval of the accuracy is this narrow, in points.",
+            STATISTICS,
+        ),
+    ] = None,
+    drop_limit: Annotated[
+        float | None,
+        setting(
+            "compare.drop_limit",
+            "List drops at the rates where a method loses less than these points (Table IV).",
+            STATISTICS,
+        ),
+    ] = None,
+    distance_ber: Annotated[
+        float | None,
+        setting(
+            "compare.distance_ber",
+            "Rate in one layer at a time, for the distance of activations (Table V); 0: none.",
+            STATISTICS,
+        ),
+    ] = None,
+    distance_trials: Annotated[
+        int | None, setting("compare.distance_trials", "Fault maps for each layer.", STATISTICS)
+    ] = None,
+    distance_images: Annotated[
+        int | None,
+        setting("compare.distance_images", "Images for each of these.", STATISTICS),
+    ] = None,
+    confidence: Confidence = None,
+    seed: Seed = None,
+    data: Annotated[
+        Path | None,
+        setting("data.calibration", "Images that methods learn from: a file or a folder.", DATA),
+    ] = None,
+    labels: Annotated[
+        Path | None, setting("data.calibration_labels", "Labels, where these hold none.", DATA)
+    ] = None,
+    part: Annotated[
+        str | None,
+        setting("data.calibration_part", "Which part, where these hold both.", DATA, "train|test"),
+    ] = None,
+    test_data: Annotated[
+        Path | None, setting("data.test", "Images to measure on: a file or a folder.", DATA)
+    ] = None,
+    test_labels: Annotated[
+        Path | None, setting("data.test_labels", "Their labels, where they hold none.", DATA)
+    ] = None,
+    test_part: Annotated[
+        str | None,
+        setting("data.test_part", "Which part, where they hold both.", DATA, "train|test"),
+    ] = None,
+    layout: LayoutOption = None,
+    scale: Scale = None,
+    mean: Mean = None,
+    std: Std = None,
+    resize: Resize = None,
+    provider: ProviderOption = None,
+    threads: Threads = None,
+    batch_size: BatchSize = None,
+    cache_memory: CacheMemory = None,
+    output_folder: OutputFolder = None,
+    config: Config = None,
+    force: Force = False,
+) -> None:
+    """Harden a model by several methods and measure all of them under the same faults."""
+    from proact_onnx.compare import MethodComparison
+    from proact_onnx.report import comparison_table, gain_table
+
+    settings = gather(locals(), "compare", "inject", "preprocessing", "runtime")
+    settings = settings.override("harden", {"max_accuracy_drop": max_accuracy_drop})
+    settings = with_source(settings, "calibration", data, labels, part)
+    settings = with_source(settings, "test", test_data, test_labels, test_part)
+    settings = settings.override("output", {"folder": output_folder})
+    if not any(settings.inject.ber):
+        settings = settings.override("inject", {"ber": PAPER_RATES})
+    model, *given = models or [need_model(None, settings)]
+    folder = (settings.output.folder or model.parent) / f"{model.stem}.comparison"
+    comparison = MethodComparison(
+        model,
+        given,
+        folder,
+        settings,
+        load_source(settings, "calibration"),
+        need_source(settings, "test"),
+        shlex.join(["proact-onnx", *sys.argv[1:]]),
+    )
+    if force:
+        comparison.forget()
+    try:
+        with BarReporter(err) as reporter:
+            results = comparison.run(reporter)
+    except KeyboardInterrupt:
+        interrupted("what is finished is kept; run the same command again to go on")
+    level = settings.inject.confidence
+    show(comparison_table(results, level))
+    show(gain_table(results, level))
+    say(f"models, trials and summary: {spell(folder)}")
+    say(f"as a page: proact-onnx report {spell(folder)} --output report.html")

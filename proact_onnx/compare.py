@@ -1,0 +1,377 @@
+"""Methods side by side on one model: harden with each, one paired campaign, one summary."""
+
+import hashlib
+import importlib.metadata
+import json
+import math
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from onnx import numpy_helper
+from scipy import stats
+
+from proact_onnx.activations import find_activations
+from proact_onnx.campaign import Campaign, CampaignResult, Estimate, mean_interval
+from proact_onnx.campaign.layerwise import layerwise_distances
+from proact_onnx.campaign.subject import Subject
+from proact_onnx.data import Dataset
+from proact_onnx.engine import Provider, Session, profile_activations, runtime_version, top1
+from proact_onnx.errors import ModelError, SettingsError
+from proact_onnx.faults import parameter_count
+from proact_onnx.fidelity import label_batch
+from proact_onnx.files import write_text
+from proact_onnx.harden import checkpoint_path, harden
+from proact_onnx.methods.variants import Variant, parse_variant
+from proact_onnx.model import is_threshold, load_model, model_digest, provenance
+from proact_onnx.progress import Reporter
+from proact_onnx.rewrite import prepare, threshold_name
+from proact_onnx.settings import Settings
+from proact_onnx.thresholds import memory_overhead
+
+UNPROTECTED = "none"
+COMPARISON = "comparison.json"
+_VERSION = 1
+# Images that show the ranges of activations.
+_RANGE_IMAGES = 1000
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A model in a comparison.
+
+    Attributes:
+        name: What it is called in settings and file names.
+        title: What it is called in tables.
+        path: The model file.
+        variant: How it is hardened; None for the unprotected model and for files given.
+    """
+
+    name: str
+    title: str
+    path: Path
+    variant: Variant | None = None
+
+
+@dataclass(frozen=True)
+class Hardening:
+    """What hardening took.
+
+    Attributes:
+        seconds: Wall time.
+        evaluations: Images classified under fault on the way.
+    """
+
+    seconds: float = 0.0
+    evaluations: int = 0
+
+
+class MethodComparison:
+    """Hardens a model by several methods and measures all of them under the same faults.
+
+    Every step is kept in the folder and not done again: hardened models, trials, distances.
+
+    Args:
+        model: The unprotected model.
+        given: Hardened files to compare as well.
+        folder: Where everything goes.
+        settings: Methods, faults, hardening, preprocessing, runtime.
+        calibration: Images that methods learn from; None if no method is asked for.
+        test: Images to measure on.
+        command: What the user typed, for the record.
+
+    Raises:
+        SettingsError: If a method is unknown, or two models would share a name.
+    """
+
+    def __init__(
+        self,
+        model: Path,
+        given: Sequence[Path],
+        folder: Path,
+        settings: Settings,
+        calibration: Dataset | None,
+        test: Dataset,
+        command: str = "",
+    ) -> None:
+        self._settings, self._calibration, self._test = settings, calibration, test
+        self._folder, self._model, self._command = folder, model, command
+        self.contenders = [
+            Contender(UNPROTECTED, "unprotected", model)
+            if name == UNPROTECTED
+            else self._contender(parse_variant(name))
+            for name in settings.compare.methods
+        ]
+        self.contenders += [Contender(path.stem, path.name, path) for path in given]
+        names = [contender.name for contender in self.contenders]
+        twice = [name for name in names if names.count(name) > 1]
+        if twice:
+            raise SettingsError(f"{twice[0]!r} is to be compared twice: name it once")
+        if UNPROTECTED not in names:
+            self.contenders.insert(0, Contender(UNPROTECTED, "unprotected", model))
+        if calibration is None and any(c.variant for c in self.contenders):
+            raise SettingsError(
+                "methods need images to learn from, and none are given: name them with --data, or "
+                "as data.calibration in a file"
+            )
+
+    def record(self, contender: Contender) -> Path:
+        """The campaign record of a model."""
+        return self._folder / f"{self._model.stem}.{contender.name}.campaign.jsonl"
+
+    def forget(self) -> None:
+        """Delete what an earlier comparison kept, to start over."""
+        for contender in self.contenders:
+            kept = [self.record(contender), self._distance_file(contender)]
+            if contender.variant is not None:
+                kept.append(self._note(contender))
+            for path in kept:
+                path.unlink(missing_ok=True)
+
+    def run(self, reporter: Reporter) -> list[CampaignResult]:
+        """Do what is not done yet, and write ``comparison.json``.
+
+        Returns:
+            A campaign for each contender, under its title.
+
+        Raises:
+            ProactError: Whatever hardening and campaigns raise.
+        """
+        self._folder.mkdir(parents=True, exist_ok=True)
+        hardened = {c.name: self._harden(c, reporter) for c in self.contenders}
+        results = []
+        for contender in self.contenders:
+            campaign = Campaign(
+                contender.path,
+                self._test,
+                self._settings.inject,
+                self._settings.preprocessing,
+                self._settings.runtime,
+            )
+            result = campaign.run(self.record(contender), reporter)
+            results.append(replace(result, model=contender.title))
+        distances = {c.name: self._distance(c, reporter) for c in self.contenders}
+        self._write(hardened, distances)
+        return results
+
+    def _contender(self, variant: Variant) -> Contender:
+        path = self._folder / f"{self._model.stem}.{variant.name}.onnx"
+        return Contender(variant.name, variant.title, path, variant)
+
+    def _note(self, contender: Contender) -> Path:
+        return contender.path.with_suffix(".hardening.json")
+
+    def _distance_file(self, contender: Contender) -> Path:
+        return self.record(contender).with_suffix("").with_suffix(".distance.json")
+
+    def _harden(self, contender: Contender, reporter: Reporter) -> Hardening:
+        if contender.variant is None or self._calibration is None:
+            return Hardening()
+        settings = self._settings
+        chosen = contender.variant.settings(settings.harden)
+        note = self._note(contender)
+        identity = {
+            "model": model_digest(self._model),
+            "data": self._calibration.digest,
+            "settings": asdict(chosen),
+            "preprocessing": asdict(settings.preprocessing),
+        }
+        known = _read(note, identity, contender.path)
+        if known is not None:
+            return Hardening(known["seconds"], known["evaluations"])
+
+        def run(*, resume: bool) -> Hardening:
+            assert self._calibration is not None
+            report = harden(
+                self._model,
+                self._calibration,
+                contender.path,
+                test=self._test,
+                settings=chosen,
+                preprocessing=settings.preprocessing,
+                runtime=settings.runtime,
+                reporter=reporter,
+                force=True,
+                resume=resume,
+            )
+            return Hardening(report.seconds, report.evaluations)
+
+        try:
+            found = run(resume=checkpoint_path(contender.path).exists())
+        except SettingsError:
+            # What an earlier comparison left had other settings.
+            found = run(resume=False)
+        _keep(note, identity, contender.path, asdict(found))
+        return found
+
+    def _distance(self, contender: Contender, reporter: Reporter) -> Estimate | None:
+        compare, inject = self._settings.compare, self._settings.inject
+        if not compare.distance_ber:
+            return None
+        plain = replace(inject, ber=(), flips=(), single=False, exhaustive=False)
+        subject = Subject(
+            contender.path, self._test, plain, self._settings.preprocessing, self._settings.runtime
+        )
+        asked = (compare.distance_ber, compare.distance_trials, compare.distance_images)
+        identity = {**subject.identity, "asked": list(asked)}
+        note = self._distance_file(contender)
+        known = _read(note, identity, contender.path)
+        if known is not None:
+            values = np.array([math.inf if v is None else v for v in known["values"]])
+        else:
+            values = layerwise_distances(subject, *asked, reporter)
+            finite = [float(value) if math.isfinite(value) else None for value in values]
+            _keep(note, identity, contender.path, {"values": finite})
+        return _student(values, inject.confidence)
+
+    def _write(
+        self, hardened: Mapping[str, Hardening], distances: Mapping[str, Estimate | None]
+    ) -> None:
+        settings = self._settings
+        clean = {c.name: self._clean(c.path) for c in self.contenders}
+        names = [c.name for c in self.contenders]
+        entries = []
+        stored = {c.name: _thresholds(c.path) for c in self.contenders}
+        parameters = parameter_count(prepare(load_model(self._model)).model)
+        for contender in self.contenders:
+            name, correct = contender.name, clean[contender.name]
+            drop = Estimate(0.0, 0.0, 0.0)
+            if name != UNPROTECTED:
+                lost = clean[UNPROTECTED] - correct
+                drop = mean_interval(lost, (-1.0, 1.0), settings.inject.confidence)
+            count = sum(values.size for values in stored[name].values())
+            distance = distances[name]
+            entries.append(
+                {
+                    "name": name,
+                    "title": contender.title,
+                    "file": contender.path.name,
+                    "sha256": hashlib.sha256(contender.path.read_bytes()).hexdigest(),
+                    "record": self.record(contender).name,
+                    "thresholds": count,
+                    "memory_overhead": memory_overhead(count, parameters) if parameters else 0.0,
+                    "clean_accuracy": float(correct.mean()),
+                    "clean_drop": asdict(drop),
+                    "seconds": hardened[name].seconds,
+                    "evaluations": hardened[name].evaluations,
+                    "distance": None if distance is None else asdict(distance),
+                    "settings": _settings_of(contender, settings),
+                }
+            )
+        content = {
+            "version": _VERSION,
+            "model": self._model.name,
+            "command": self._command,
+            "made_by": _versions(),
+            "confidence": settings.inject.confidence,
+            "drop_limit": settings.compare.drop_limit,
+            "images": len(self._test),
+            "seed": settings.inject.seed,
+            "reference": _reference(names),
+            "entries": entries,
+            "layers": self._layers(stored),
+        }
+        write_text(self._folder / COMPARISON, json.dumps(content, indent=1) + "\n")
+
+    def _clean(self, path: Path) -> npt.NDArray[np.float64]:
+        """Tell of every test image whether a model classifies it as labelled, 0 or 1."""
+        runtime = self._settings.runtime
+        arguments = (Provider(runtime.provider), runtime.threads, runtime.batch_size)
+        session = Session(load_model(path), *arguments)
+        original = Session(load_model(self._model), *arguments)
+        batch = label_batch(self._test, original, self._settings.preprocessing)
+        if batch.labels is None:
+            raise ModelError(
+                f"{self._model.name} gives no class scores, which methods are compared by: use "
+                "'proact-onnx inject' with the hardened files"
+            )
+        return top1(session.run(batch.images)).correct(batch.labels).astype(np.float64)
+
+    def _layers(self, stored: Mapping[str, Mapping[str, npt.NDArray[Any]]]) -> list[dict[str, Any]]:
+        """Largest value of every activation, and the thresholds it was given."""
+        model = prepare(load_model(self._model)).model
+        activations = find_activations(model)
+        source = self._test if self._calibration is None else self._calibration
+        data = source.take(range(min(len(source), _RANGE_IMAGES)))
+        runtime = self._settings.runtime
+        session = Session(model, Provider(runtime.provider), runtime.threads, runtime.batch_size)
+        images = label_batch(data, session, self._settings.preprocessing).images
+        profile = profile_activations(
+            model, activations, images, provider=Provider(runtime.provider), threads=runtime.threads
+        )
+        rows = []
+        for activation in activations:
+            name = threshold_name(activation.tensor)
+            spans = {
+                contender: [float(f(values[name])) for f in (np.min, np.median, np.max)]
+                for contender, values in stored.items()
+                if name in values
+            }
+            maximum = float(profile.maxima[activation.tensor].max())
+            rows.append({"activation": activation.name, "maximum": maximum, "thresholds": spans})
+        return rows
+
+
+def _reference(names: Sequence[str]) -> str | None:
+    """The method whose differences from the others are shown: ProAct, or else the last one."""
+    others = [name for name in names if name != UNPROTECTED]
+    if "proact" in others:
+        return "proact"
+    return others[-1] if others else None
+
+
+def _thresholds(path: Path) -> dict[str, npt.NDArray[Any]]:
+    """Stored thresholds by name of their initializer."""
+    return {
+        tensor.name: numpy_helper.to_array(tensor)
+        for tensor in load_model(path).graph.initializer
+        if is_threshold(tensor.name)
+    }
+
+
+def _settings_of(contender: Contender, settings: Settings) -> dict[str, Any]:
+    """How a model was hardened; of a file given, what it says itself."""
+    if contender.variant is not None:
+        return asdict(contender.variant.settings(settings.harden))
+    told = provenance(load_model(contender.path)).get("settings")
+    return dict(json.loads(told)) if told else {}
+
+
+def _student(values: npt.NDArray[np.float64], confidence: float) -> Estimate | None:
+    """Student's interval of a mean of trials; None if one is infinite or there are too few."""
+    if len(values) < 2 or not np.isfinite(values).all():
+        return None
+    mean = float(values.mean())
+    limits = stats.t.interval(confidence, len(values) - 1, mean, stats.sem(values))
+    low, high = (float(limit) if np.isfinite(limit) else mean for limit in limits)
+    return Estimate(mean, low, high)
+
+
+def _read(note: Path, identity: Mapping[str, Any], made: Path) -> dict[str, Any] | None:
+    """What a note keeps, if it belongs to these settings and to the model as it is on disk."""
+    try:
+        found = json.loads(note.read_text(encoding="utf-8"))
+        fits = found["identity"] == _plain(identity) and found["model"] == model_digest(made)
+    except (OSError, ValueError, KeyError, TypeError, ModelError):
+        return None
+    return dict(found["result"]) if fits else None
+
+
+def _keep(note: Path, identity: Mapping[str, Any], made: Path, result: Mapping[str, Any]) -> None:
+    content = {"identity": _plain(identity), "model": model_digest(made), "result": result}
+    write_text(note, json.dumps(content, indent=1) + "\n")
+
+
+def _plain(content: Mapping[str, Any]) -> Any:
+    """The same as it comes back from a JSON file."""
+    return json.loads(json.dumps(content))
+
+
+def _versions() -> dict[str, str]:
+    packages = ("proact-onnx", "numpy", "onnx", "torch")
+    found = {name: importlib.metadata.version(name) for name in packages}
+    return {**found, "onnxruntime": runtime_version(), "python": platform.python_version()}
