@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from proact_onnx.cli import harden, inject, inspect, replay, sensitivity, verify
+from proact_onnx.cli import harden, inject, inspect, profile, replay, sensitivity, verify
 from proact_onnx.cli.terminal import fail, say
 from proact_onnx.errors import ProactError
 
@@ -25,6 +25,7 @@ app.command()(inspect.inspect)
 app.command()(harden.harden)
 app.command()(inject.inject)
 app.command()(sensitivity.sensitivity)
+app.command()(profile.profile)
 app.command()(replay.replay)
 app.command()(verify.verify)
 
