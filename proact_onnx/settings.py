@@ -34,6 +34,13 @@ def _check(value: float, name: str, low: float, high: float = float("inf")) -> N
         raise SettingsError(f"{name} must be {span}, not {value:g}: choose another value")
 
 
+def _check_rate(rate: float) -> None:
+    if not 0.0 <= rate <= 1.0:
+        raise SettingsError(
+            f"bit error rate {rate:g} is not a probability: give a number from 0 to 1"
+        )
+
+
 def _check_choice(value: str, name: str, known: Sequence[str]) -> None:
     if value not in known:
         raise SettingsError(f"unknown {name} {value!r}: choose among {', '.join(known)}")
@@ -281,10 +288,7 @@ class InjectSettings:
 
     def __post_init__(self) -> None:
         for rate in self.ber:
-            if not 0.0 <= rate <= 1.0:
-                raise SettingsError(
-                    f"bit error rate {rate:g} is not a probability: give a number from 0 to 1"
-                )
+            _check_rate(rate)
         for count in self.flips:
             _check(count, "flips", 1)
         _check(self.margin, "margin", 0.01, 50.0)
@@ -404,9 +408,33 @@ class CompareSettings:
 
     def __post_init__(self) -> None:
         _check(self.drop_limit, "drop-limit", 0.0, 100.0)
-        _check(self.distance_ber, "distance-ber", 0.0, 1.0)
+        _check_rate(self.distance_ber)
         _check(self.distance_trials, "distance-trials", 2)
         _check(self.distance_images, "distance-images", 1)
+
+
+@dataclass(frozen=True)
+class ProfileSettings:
+    """How the distributions of activations are measured, without faults and with them.
+
+    Format, targets, layers, bits and seed are those of ``[inject]``.
+
+    Attributes:
+        ber: Bit error rate, from 0 to 1; that of the paper's Fig. 3 and 6.
+        trials: Fault maps.
+        images: Images, the same for every fault map; 0 for all.
+        activations: Patterns of the activations to watch; empty for all.
+    """
+
+    ber: float = 3e-5
+    trials: int = 10
+    images: int = 128
+    activations: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        _check_rate(self.ber)
+        _check(self.trials, "trials", 1)
+        _check(self.images, "images", 0)
 
 
 @dataclass(frozen=True)
@@ -418,12 +446,14 @@ class OutputSettings:
         folder: Folder of campaign records and summaries; by default that of the model.
         plot: Figure of accuracy over bit error rate; its suffix decides the format.
         heatmap: Figure of ``sensitivity``; likewise.
+        distributions: Figure of ``profile``; likewise.
     """
 
     hardened: Path | None = None
     folder: Path | None = None
     plot: Path | None = None
     heatmap: Path | None = None
+    distributions: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -439,6 +469,7 @@ class Settings:
         inject: Table ``[inject]``.
         sensitivity: Table ``[sensitivity]``.
         compare: Table ``[compare]``.
+        profile: Table ``[profile]``.
         output: Table ``[output]``.
     """
 
@@ -450,6 +481,7 @@ class Settings:
     inject: InjectSettings = field(default_factory=InjectSettings)
     sensitivity: SensitivitySettings = field(default_factory=SensitivitySettings)
     compare: CompareSettings = field(default_factory=CompareSettings)
+    profile: ProfileSettings = field(default_factory=ProfileSettings)
     output: OutputSettings = field(default_factory=OutputSettings)
 
     def override(self, table: str, options: Mapping[str, Any]) -> Self:

@@ -1,5 +1,6 @@
 """What a user can get wrong: one sentence, exit code 1, and nothing changed on disk."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -75,7 +76,7 @@ def odd_files(project: Path) -> None:
 
 
 @pytest.mark.usefixtures("odd_files")
-@pytest.mark.parametrize("name", ["inspect", "harden", "inject", "verify"])
+@pytest.mark.parametrize("name", ["inspect", "harden", "inject", "profile", "verify"])
 @pytest.mark.parametrize(
     ("file", "message"),
     [
@@ -172,7 +173,7 @@ def test_data_and_options_that_do_not_fit(
     assert message in refused(*arguments, *options)
 
 
-@pytest.mark.parametrize("name", ["harden", "inject", "verify"])
+@pytest.mark.parametrize("name", ["harden", "inject", "profile", "verify"])
 def test_no_images_are_named(name: str, refused: Refused, project: Path) -> None:
     (project / "proact.toml").write_text('model = "digits.onnx"\n', encoding="utf-8")
     role = "calibration" if name == "harden" else "test"
@@ -181,7 +182,7 @@ def test_no_images_are_named(name: str, refused: Refused, project: Path) -> None
 
 def test_no_model_is_named(refused: Refused, project: Path) -> None:
     (project / "proact.toml").unlink()
-    for name in ("inspect", "harden", "inject", "verify"):
+    for name in ("inspect", "harden", "inject", "profile", "verify"):
         assert "no model is given: name one, or set 'model' in proact.toml" in refused(name)
 
 
@@ -241,7 +242,7 @@ def test_what_harden_refuses(options: list[str], message: str, refused: Refused)
             ["--plot", "missing/a.png"],
             "missing/a.png: create the folder missing first",
         ),
-        (["digits.onnx", "digits.onnx"], "digits.onnx and digits.onnx would share the record"),
+        (["digits.onnx", "digits.onnx"], "digits.onnx and digits.onnx would share the file"),
     ],
 )
 def test_what_inject_refuses(
@@ -255,15 +256,41 @@ def test_what_inject_refuses(
     assert message in refused("inject", *options)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--ber", "2"], "bit error rate 2 is not a probability"),
+        (["--trials", "0"], "trials must be at least 1, not 0"),
+        (["--activations", "a,"], "--activations 'a,' has an empty entry"),
+        (["--activations", "none*"], "no activation of digits.onnx matches the pattern 'none*'"),
+        (["--plot", "a.gif"], "cannot write the figure a.gif: choose a name that ends in"),
+        (["--plot", "missing/a.png"], "create the folder missing first"),
+        (["--output-folder", "missing"], "missing/digits.profile.csv: create the folder"),
+        (["--targets", "threshold"], "the model stores no parameter of kind threshold"),
+        (["--data", "missing.npz"], "missing.npz"),
+    ],
+)
+def test_what_profile_refuses(options: list[str], message: str, refused: Refused) -> None:
+    assert message in refused("profile", "digits.onnx", *options)
+
+
+def test_a_figure_does_not_take_the_place_of_a_model(refused: Refused, project: Path) -> None:
+    (project / "digits.png").write_bytes((project / "digits.onnx").read_bytes())
+    sentence = refused("profile", "digits.png", "--plot", "digits.png")
+    assert "digits.png is the model that was read: choose another name" in sentence
+
+
 def test_two_models_of_one_name_in_one_folder(refused: Refused, project: Path) -> None:
     (project / "other").mkdir()
     (project / "other" / "digits.onnx").write_bytes((project / "digits.onnx").read_bytes())
     models = ["digits.onnx", "other/digits.onnx"]
     sentence = refused("inject", *models, "--output-folder", ".")
-    assert "digits.onnx and other/digits.onnx would share the record" in sentence
+    assert "digits.onnx and other/digits.onnx would share the file" in sentence
+    sentence = refused("profile", *models, "--output-folder", ".")
+    assert re.search(r"would share the file .*digits\.profile\.csv: give them", sentence)
 
 
-@pytest.mark.parametrize("name", ["inspect", "harden", "inject", "verify"])
+@pytest.mark.parametrize("name", ["inspect", "harden", "inject", "profile", "verify"])
 @pytest.mark.parametrize(
     ("text", "message"),
     [

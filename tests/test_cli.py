@@ -21,7 +21,7 @@ from proact_onnx.settings import HardenSettings
 from proact_onnx.thresholds import Granularity
 from tests.command_line import Command, snapshot
 
-COMMANDS = ["inspect", "harden", "inject", "sensitivity", "replay", "verify"]
+COMMANDS = ["inspect", "harden", "inject", "sensitivity", "profile", "replay", "verify"]
 QUICK = ["--calibration-images", 120, "--accept-images", 60, "--epochs", 1, "--epochs-neuron", 1]
 FEW = ["--trials", 4, "--images", 30]
 
@@ -167,6 +167,67 @@ def test_the_most_critical_bits_and_one_of_them_repeated(command: Command, proje
     assert "reproduced: the same numbers as recorded" in outcome.out
     assert f"{chosen.verdict.sdc} silently corrupted" in outcome.out
     assert "distance from the fault-free run" in outcome.out
+
+
+def test_distributions_of_a_model_and_its_hardened_file(command: Command, project: Path) -> None:
+    command("harden", "--method", "ranger")
+    before = snapshot(project)
+    arguments = ("--ber", "2e-5", "--trials", 3, "--images", 20, "--plot", "values.svg")
+    outcome = command("profile", *arguments)
+    assert outcome.code == 0
+    assert len(max(outcome.out.splitlines(), key=len)) <= 100
+    for name in ("digits", "digits.hardened"):
+        assert f"{name}.onnx: engine: " in outcome.err
+        assert re.search(rf"{name}\.onnx: accuracy \S+% without faults, \S+% with", outcome.out)
+        assert f"{name}.onnx: values without faults, and at BER 2e-5 (3 fault maps" in outcome.out
+        files = f"summary: {name}.profile.csv  histograms: {name}.profile.histograms.csv\n"
+        assert files in outcome.out
+        with (project / f"{name}.profile.csv").open(encoding="utf-8") as stream:
+            rows = list(csv.DictReader(stream))
+        assert [row["state"] for row in rows] == ["fault-free", "ber=2e-05"] * (len(rows) // 2)
+        for golden, faulty in zip(rows[::2], rows[1::2], strict=True):
+            share = int(faulty["above_1"]) / int(faulty["values"])
+            line = next(
+                line
+                for line in outcome.out.split(f"{name}.onnx: values")[1].splitlines()
+                if line.strip().startswith(golden["activation"][:30])
+            )
+            assert f"{float(golden['max']):.4g}" in line
+            assert f"{100 * share:.2f}" in line
+    assert "figure: values.svg" in outcome.out
+    after = snapshot(project)
+    assert {name: after[name] for name in before} == before
+    assert set(after) - set(before) == {
+        *(f"digits.profile{ending}" for ending in (".csv", ".histograms.csv")),
+        *(f"digits.hardened.profile{ending}" for ending in (".csv", ".histograms.csv")),
+        "values.svg",
+    }
+    assert command("profile", *arguments).code == 0
+    for name in set(after) - {"values.svg"}:
+        assert snapshot(project)[name] == after[name]
+
+
+def test_activations_are_chosen_by_name(command: Command, project: Path) -> None:
+    few = ("--trials", 1, "--images", 5)
+    assert command("profile", "digits.onnx", *few, "--activations", "*classifier*").code == 0
+    with (project / "digits.profile.csv").open(encoding="utf-8") as stream:
+        names = {row["activation"] for row in csv.DictReader(stream)}
+    assert names
+    assert all("classifier" in name for name in names)
+
+
+def test_an_interrupted_profile_writes_nothing(
+    command: Command, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*arguments: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    before = snapshot(project)
+    monkeypatch.setattr("proact_onnx.campaign.DistributionStudy.run", stop)
+    outcome = command("profile")
+    assert outcome.code == 130
+    assert outcome.err.startswith("interrupted: nothing was written; run the same command again")
+    assert snapshot(project) == before
 
 
 def test_a_trial_is_repeated_site_by_site(command: Command, project: Path) -> None:

@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib as mpl
@@ -16,9 +17,12 @@ from proact_onnx.campaign import (
     Atlas,
     CampaignResult,
     CellSummary,
+    Distributions,
     Estimate,
     FaultSite,
     FaultSummary,
+    Histogram,
+    LayerDistribution,
     LayerEffect,
     Spread,
 )
@@ -33,12 +37,15 @@ from proact_onnx.report import (
     clipping_table,
     comparison_table,
     cost_table,
+    distribution_figure,
+    distribution_table,
     effect_table,
     gain_table,
     measures_table,
     parameter_table,
     plot_accuracy,
     plot_atlas,
+    plot_distributions,
     sensitivity_table,
     site_table,
     spell_fault,
@@ -314,6 +321,103 @@ def test_fault_sites_and_what_they_did() -> None:
     assert {"inf", "1.5e+09", "3.25", "1,234"} <= set(cells(text))
 
 
+def distributions(
+    model: str, names: Sequence[str], faulty: Sequence[float] = (0.5, 3.0, 4e37)
+) -> Distributions:
+    """Activations with a quarter of zeros, and as many values at 0.2, 0.6 and 2."""
+
+    def histogram(values: Sequence[float]) -> Histogram:
+        found = Histogram()
+        found.add(np.array(values, np.float32))
+        return found
+
+    layers = tuple(
+        LayerDistribution(
+            name, histogram([0, 0.2, 0.6, 2] * 25), histogram([0, *faulty, np.nan] * 20), 40
+        )
+        for name in names
+    )
+    return Distributions(model, "ber=3e-05", 20, 100, 0, 0.9, 0.5, layers)
+
+
+def test_distributions_as_a_table() -> None:
+    text = render(distribution_table(distributions("digits.onnx", [LONG, "short"])))
+    assert "digits.onnx: values without faults, and at BER 3e-5 (20 fault maps, 100" in text
+    found = cells(text)
+    for cell in ("2", "25.00", "40.00", "4e+37", "20"):
+        assert found.count(cell) >= 2, cell
+    empty = render(distribution_table(distributions("x.onnx", ["a"], [np.inf, np.nan])))
+    assert {"0", "60"} <= set(cells(empty))
+
+
+def test_distributions_as_a_figure(tmp_path: Path) -> None:
+    path = tmp_path / "figure.svg"
+    mpl.rcParams["svg.fonttype"] = "none"
+    try:
+        one = distributions("one.onnx", ["first", LONG])
+        plot_distributions([one, distributions("two.onnx", ["first"], [0.5, 0.5])], path)
+    finally:
+        mpl.rcParams["svg.fonttype"] = "path"
+    assert [found.name for found in tmp_path.iterdir()] == [path.name]
+    texts = re.findall(r">([^<>]+)</text>", path.read_text())
+    for text, times in (
+        ("one.onnx: 20 fault maps, 100 images", 1),
+        ("two.onnx: 20 fault maps, 100 images", 1),
+        ("first", 2),
+        (f"...{LONG[-37:]}", 2),
+        ("not in this model", 1),
+        ("exactly 0: 25.00 %, faulty 20.00 %", 2),
+        ("above 1: 25.00 %, faulty 40.00 %", 2),
+        ("above 1: 25.00 %, faulty 0.00 %", 1),
+        ("inf, NaN: 0.00 %, faulty 20.00 %", 2),
+        ("BER 3e-5", 1),
+    ):
+        assert texts.count(text) == times, text
+
+
+def test_panels_show_shares_of_values() -> None:
+    """Areas and lines stand where the values are, as high as their share."""
+    figure = distribution_figure([distributions("one.onnx", ["first", "second"])])
+    left, right = figure.axes[:2]
+    assert (left.get_xlim(), right.get_xlim()[0]) == ((0, 1), 1)
+    assert left.get_ylim() == right.get_ylim() == (0.1, 1)
+    for axes, golden, faulty in ((left, (0.2, 0.6), (0.5,)), (right, (2.0,), (3.0, 4e37))):
+        area, line = (patch.get_data() for patch in axes.patches)
+        for found, places, share in ((area, golden, 0.25), (line, faulty, 0.2)):
+            bins = np.flatnonzero(found.values > 0.1)
+            assert len(bins) == len(places)
+            np.testing.assert_allclose(found.values[bins], share)
+            for place, low, high in zip(
+                places, found.edges[bins], found.edges[bins + 1], strict=True
+            ):
+                assert low < np.float32(place) <= high
+    assert right.lines[0].get_xdata()[0] == 2.0
+    assert not left.lines
+
+
+def test_a_page_can_embed_chosen_layers() -> None:
+    result = distributions("one.onnx", [f"layer{number}" for number in range(19)])
+    titles = [
+        axes.get_title(loc="left")
+        for axes in distribution_figure([result], ["layer7", "layer2"]).axes
+    ]
+    assert titles == ["layer7", "", "layer2", ""]
+    everything = distribution_figure([result])
+    assert len(everything.axes) == 2 * 19
+    assert everything.get_figheight() > 15
+
+
+@pytest.mark.parametrize("suffix", ["png", "pdf"])
+def test_distributions_of_values_that_are_all_zero(suffix: str, tmp_path: Path) -> None:
+    zeros = Histogram()
+    zeros.add(np.zeros(10, np.float32))
+    layer = LayerDistribution("dead", zeros, zeros, 0)
+    result = Distributions("x.onnx", "ber=0.0", 1, 1, 0, None, None, (layer,))
+    plot_distributions([result], tmp_path / f"figure.{suffix}")
+    assert (tmp_path / f"figure.{suffix}").stat().st_size > 1000
+    render(distribution_table(result))
+
+
 def test_fault_models_of_one_rate_are_lines_of_their_own(tmp_path: Path) -> None:
     path = tmp_path / "figure.svg"
     first, second = result("x.onnx", 1.0, (1e-6, 1e-5)), result("x.onnx", 0.5, (1e-6, 1e-5))
@@ -376,6 +480,8 @@ def test_other_formats_are_refused(name: str, tmp_path: Path) -> None:
     )
     with pytest.raises(OutputError, match=message):
         check_figure(tmp_path / name)
+    with pytest.raises(OutputError, match=message):
+        plot_distributions([distributions("one.onnx", ["a"])], tmp_path / name)
     with pytest.raises(OutputError, match=message):
         plot_accuracy([result("one.onnx")], tmp_path / name, 0.95)
     assert not list(tmp_path.iterdir())

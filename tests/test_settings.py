@@ -113,10 +113,15 @@ SAMPLES: dict[str, tuple[str, str, Any]] = {
     "compare.distance_images": ("3", "4", 4),
     "sensitivity.trials": ("3", "4", 4),
     "sensitivity.images": ("3", "4", 4),
+    "profile.ber": ("3e-4", "1e-5", 1e-5),
+    "profile.trials": ("3", "4", 4),
+    "profile.images": ("3", "0", 0),
+    "profile.activations": ("['a*']", "b*, c", ("b*", "c")),
     "output.hardened": ("'a.onnx'", "b.onnx", Path("b.onnx")),
     "output.folder": ("'a'", "b", Path("b")),
     "output.plot": ("'a.png'", "b.svg", Path("b.svg")),
     "output.heatmap": ("'a.png'", "b.svg", Path("b.svg")),
+    "output.distributions": ("'a.png'", "b.svg", Path("b.svg")),
 }
 
 
@@ -244,6 +249,8 @@ def test_file_sets_every_key(key: str, tmp_path: Path) -> None:
         "inject.record_faults": False,
         "inject.targets": ("bias",),
         "inject.layers": ("a*",),
+        "profile.ber": 3e-4,
+        "profile.activations": ("a*",),
     }
     value = look_up(read_settings(write(tmp_path, as_toml(key, literal))), key)
     default = keys()[key]
@@ -295,7 +302,7 @@ def test_a_file_that_is_named_must_exist(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("[inject", "is not valid TOML"),
-        ("trials = 3", "unknown key 'trials': choose among data, harden, inject, model, output"),
+        ("trials = 3", "unknown key 'trials': choose among compare, data, harden"),
         ("[injection]", "unknown key 'injection'"),
         ("[inject]\ntrails = 3", "unknown key 'inject.trails': choose among ber, bits, burst"),
         ("inject = 3", r"key 'inject' must be a table: write \[inject\]"),
@@ -322,6 +329,9 @@ def test_a_file_that_is_named_must_exist(tmp_path: Path) -> None:
         ("[inject]\nber = nan", r"table \[inject\]: bit error rate nan is not a probability"),
         ("[inject]\nber = 1.5", "bit error rate 1.5 is not a probability: give a number from 0"),
         ("[inject]\nconfidence = 1", "confidence must be between 0.5 and 0.9999, not 1"),
+        ("[profile]\nber = 2", r"table \[profile\]: bit error rate 2 is not a probability"),
+        ("[profile]\ntrials = 0", "trials must be at least 1, not 0"),
+        ("[profile]\nimages = -1", "images must be at least 0, not -1"),
         ("[harden]\nslack = 0.9", r"table \[harden\]: slack must be at least 1, not 0.9"),
         ("[harden]\nlearning_rate = inf", "learning-rate must be at least 0, not inf"),
         ("[harden]\nslope = nan", "slope must be at least 0.001, not nan"),

@@ -1,7 +1,13 @@
 """Fault-injection campaigns: what to do, doing it, keeping the records, and what they say."""
 
 from proact_onnx.campaign.distance import LayerEffect
+from proact_onnx.campaign.distributions import (
+    Distributions,
+    DistributionStudy,
+    LayerDistribution,
+)
 from proact_onnx.campaign.estimates import Estimate, Spread, mean_interval
+from proact_onnx.campaign.histogram import Histogram
 from proact_onnx.campaign.judge import Verdict
 from proact_onnx.campaign.replay import FaultSite, Replay, ReplayedTrial, write_sites
 from proact_onnx.campaign.run import Campaign, fault_models
@@ -21,9 +27,13 @@ __all__ = [
     "CampaignHeader",
     "CampaignResult",
     "CellSummary",
+    "DistributionStudy",
+    "Distributions",
     "Estimate",
     "FaultSite",
     "FaultSummary",
+    "Histogram",
+    "LayerDistribution",
     "LayerEffect",
     "Reading",
     "Replay",

@@ -1,6 +1,6 @@
 """How far faults move the activations of a network from their golden values (Eq. 9)."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,29 +44,59 @@ class ActivationMeter:
         encoded: The model; its first output stays the first.
         images: Preprocessed images, to choose an engine with.
         arguments: Provider, threads and batch size.
+        tensors: Names of the activations to watch, in the order wanted; by default all, in
+            topological order.
 
     Raises:
         ModelError: If the model has no activation.
     """
 
     def __init__(
-        self, encoded: EncodedModel, images: Array, arguments: tuple[Provider, int, int]
+        self,
+        encoded: EncodedModel,
+        images: Array,
+        arguments: tuple[Provider, int, int],
+        tensors: Sequence[str] = (),
     ) -> None:
-        self._tensors = activation_outputs(encoded.model)
+        self._tensors = list(tensors) or activation_outputs(encoded.model)
         if not self._tensors:
             raise ModelError(
                 "the model has no activation function whose values could be compared: leave "
                 "--distance out"
             )
         exposed = expose(encoded.model, self._tensors)
-        self._names = [value.name for value in exposed.graph.output]
+        names = [value.name for value in exposed.graph.output]
+        self._columns = [names.index(tensor) for tensor in self._tensors]
         parameters = list(encoded.parameters)
-        self._engine: FaultEngine = choose_engine(exposed, parameters, images, *arguments).engine
+        chosen = choose_engine(exposed, parameters, images, *arguments)
+        self._engine: FaultEngine = chosen.engine
+        self.notice = chosen.notice
 
     @staticmethod
     def suits(model: onnx.ModelProto) -> bool:
         """Tell whether a model has an activation whose values can be compared."""
         return bool(activation_outputs(model))
+
+    def stream(
+        self, images: Array, injection: Injection | None = None
+    ) -> Iterator[tuple[Array, list[Array]]]:
+        """Yield the model's first output and its activations, batch by batch.
+
+        Args:
+            images: ``[N, ...]``.
+            injection: The faults; they are there from the first batch to the last.
+
+        Yields:
+            The output and the activations of some images, each ``[batch, ...]``.
+        """
+        try:
+            if injection is not None:
+                injection.put(self._engine)
+            for values in self._engine.stream(images):
+                yield values[0], [values[column] for column in self._columns]
+        finally:
+            if injection is not None:
+                injection.undo(self._engine)
 
     def effects(self, injection: Injection, images: Array) -> tuple[Array, list[LayerEffect]]:
         """Measure faults on some images.
@@ -79,18 +109,15 @@ class ActivationMeter:
             The faulty outputs, ``[N, ...]``, and the effect on every activation in topological
             order.
         """
-        golden = list(self._engine.stream(images))
-        try:
-            injection.put(self._engine)
-            faulty = list(self._engine.stream(images))
-        finally:
-            injection.undo(self._engine)
-        columns = [self._names.index(tensor) for tensor in self._tensors]
+        golden = [values for _, values in self.stream(images)]
+        outputs, faulty = zip(*self.stream(images, injection), strict=True)
         effects = [
-            _compare(tensor, [v[column] for v in golden], [v[column] for v in faulty])
-            for tensor, column in zip(self._tensors, columns, strict=True)
+            _compare(tensor, expected, actual)
+            for tensor, expected, actual in zip(
+                self._tensors, zip(*golden, strict=True), zip(*faulty, strict=True), strict=True
+            )
         ]
-        return np.concatenate([values[0] for values in faulty]), effects
+        return np.concatenate(outputs), effects
 
 
 def mean_distance(effects: Sequence[LayerEffect]) -> float:

@@ -115,7 +115,7 @@ class Subject:
         self.memory_overhead = memory_overhead(thresholds, parameters) if parameters else 0.0
         self._input = image_input(self.model)
         # All images are prepared for the golden run; the first shows whether they fit.
-        self._prepare(data.images[:1])
+        self.prepare(data.images[:1])
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -165,7 +165,7 @@ class Subject:
             ModelError: If the model cannot be run, or gives no finite output.
             DataError: If the labels do not fit the model.
         """
-        images = self._prepare(self.data.images)
+        images = self.prepare(self.data.images)
         # Only told beside the results, so it need not cost as much as the golden run.
         sample = np.arange(min(len(images), _FLOAT_IMAGES)) * len(images)
         sample //= len(sample)
@@ -255,5 +255,6 @@ class Subject:
             "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         }
 
-    def _prepare(self, images: Array) -> Array:
+    def prepare(self, images: Array) -> Array:
+        """Turn images as stored into the model's input, ``[N, ...]``."""
         return prepare(images, self._preprocessing, self._input.shape, self._input.dtype)

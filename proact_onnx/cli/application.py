@@ -6,7 +6,16 @@ from typing import Annotated
 
 import typer
 
-from proact_onnx.cli import compare, harden, inject, inspect, replay, sensitivity, verify
+from proact_onnx.cli import (
+    compare,
+    harden,
+    inject,
+    inspect,
+    profile,
+    replay,
+    sensitivity,
+    verify,
+)
 from proact_onnx.cli.terminal import fail, say
 from proact_onnx.errors import ProactError
 
@@ -26,6 +35,7 @@ app.command()(harden.harden)
 app.command()(inject.inject)
 app.command()(compare.compare)
 app.command()(sensitivity.sensitivity)
+app.command()(profile.profile)
 app.command()(replay.replay)
 app.command()(verify.verify)
 

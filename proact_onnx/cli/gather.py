@@ -29,7 +29,7 @@ def gather(options: Mapping[str, Any], *tables: str) -> Settings:
         keys = {field.name for field in dataclasses.fields(getattr(settings, table))} - taken
         taken |= keys
         given = {
-            name: _PARSERS[name](name, value) if name in _PARSERS else value
+            name: _parse(name, value)
             for name, value in options.items()
             if name in keys and value is not None
         }
@@ -103,6 +103,14 @@ def need_model(model: Path | None, settings: Settings) -> Path:
     return path
 
 
+def with_hardened(model: Path, settings: Settings) -> list[Path]:
+    """Return a model and, where there is one, its hardened file."""
+    from proact_onnx.harden import hardened_path
+
+    hardened = settings.output.hardened or hardened_path(model)
+    return [model, hardened] if hardened.exists() else [model]
+
+
 def _part(text: str | None) -> Part | None:
     for part in get_args(Part):
         if text == part:
@@ -149,7 +157,14 @@ def _size(name: str, text: str) -> tuple[int, int]:
     return height, width
 
 
+def _parse(name: str, given: Any) -> Any:
+    """Divide the text of an option that takes several values; what is no text is one already."""
+    spelled = name in _PARSERS and isinstance(given, str | list)
+    return _PARSERS[name](name, given) if spelled else given
+
+
 _PARSERS: Mapping[str, Callable[[str, Any], Any]] = {
+    "activations": _words,
     "ber": _numbers,
     "burst": _integers,
     "effect": _words,

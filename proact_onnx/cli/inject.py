@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from proact_onnx.cli.gather import gather, need_model, need_source, with_source
+from proact_onnx.cli.gather import gather, need_model, need_source, with_hardened, with_source
 from proact_onnx.cli.options import (
     FAULTS,
     FILES,
@@ -36,11 +36,11 @@ from proact_onnx.cli.options import (
     Tolerance,
     setting,
 )
-from proact_onnx.cli.outputs import set_aside
+from proact_onnx.cli.outputs import result_files, set_aside
 from proact_onnx.cli.terminal import err, interrupted, say, show, spell
 from proact_onnx.console import BarReporter
 from proact_onnx.errors import SettingsError
-from proact_onnx.settings import BURST_AXES, EFFECTS, Protocol, Settings
+from proact_onnx.settings import BURST_AXES, EFFECTS, Protocol
 
 if TYPE_CHECKING:
     from proact_onnx.campaign import CampaignResult
@@ -208,8 +208,11 @@ def inject(
     settings = gather(locals(), "inject", "preprocessing", "runtime")
     settings = with_source(settings, "test", data, labels, part)
     settings = settings.override("output", {"folder": output_folder, "plot": plot})
-    paths = models or _configured_models(settings)
-    records = _records(paths, settings)
+    paths = models or with_hardened(need_model(None, settings), settings)
+    records = result_files(paths, settings.output.folder, ".campaign.jsonl")
+    for record in records:
+        check_writable(record)
+        check_writable(_summary(record))
     figure = settings.output.plot
     if figure is not None:
         check_figure(figure)
@@ -253,32 +256,6 @@ def inject(
     if figure is not None:
         plot_accuracy(results, figure, level)
         say(f"figure: {spell(figure)}")
-
-
-def _configured_models(settings: Settings) -> list[Path]:
-    from proact_onnx.harden import hardened_path
-
-    model = need_model(None, settings)
-    hardened = settings.output.hardened or hardened_path(model)
-    return [model, hardened] if hardened.exists() else [model]
-
-
-def _records(models: list[Path], settings: Settings) -> list[Path]:
-    from proact_onnx.model import check_writable
-
-    records: dict[Path, Path] = {}
-    for model in models:
-        folder = settings.output.folder or model.parent
-        record = folder / f"{model.stem}.campaign.jsonl"
-        if record.resolve() in records:
-            raise SettingsError(
-                f"{records[record.resolve()]} and {model} would share the record {record}: give "
-                "them different file names, or measure them in different folders"
-            )
-        check_writable(record)
-        check_writable(_summary(record))
-        records[record.resolve()] = model
-    return list(records)
 
 
 def _summary(record: Path) -> Path:

@@ -1,8 +1,33 @@
-"""A result that is started over is lost only when the new one has begun."""
+"""Where results go, and how one that is started over is lost only when the new one has begun."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+
+from proact_onnx.errors import SettingsError
+
+
+def result_files(models: Sequence[Path], folder: Path | None, ending: str) -> list[Path]:
+    """Name the file of each model's results.
+
+    Args:
+        models: The model files.
+        folder: Where results go; by default beside each model.
+        ending: What follows the model's name without its suffix.
+
+    Raises:
+        SettingsError: If two models would share a file.
+    """
+    owners: dict[Path, Path] = {}
+    for model in models:
+        file = (folder or model.parent) / f"{model.stem}{ending}"
+        if file.resolve() in owners:
+            raise SettingsError(
+                f"{owners[file.resolve()]} and {model} would share the file {file}: give "
+                "them different file names, or measure them in different folders"
+            )
+        owners[file.resolve()] = model
+    return list(owners)
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """Results for people: tables for the terminal and figures on disk."""
 
+from proact_onnx.report.distributions import distribution_figure, plot_distributions
 from proact_onnx.report.figures import check_figure, plot_accuracy, plot_atlas
 from proact_onnx.report.tables import (
     activation_table,
@@ -8,6 +9,7 @@ from proact_onnx.report.tables import (
     clipping_table,
     comparison_table,
     cost_table,
+    distribution_table,
     effect_table,
     gain_table,
     measures_table,
@@ -26,12 +28,15 @@ __all__ = [
     "clipping_table",
     "comparison_table",
     "cost_table",
+    "distribution_figure",
+    "distribution_table",
     "effect_table",
     "gain_table",
     "measures_table",
     "parameter_table",
     "plot_accuracy",
     "plot_atlas",
+    "plot_distributions",
     "sensitivity_table",
     "site_table",
     "spell_fault",

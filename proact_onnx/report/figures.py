@@ -90,7 +90,7 @@ def plot_accuracy(results: Sequence[CampaignResult], path: Path, confidence: flo
     axes.spines[["top", "right"]].set_visible(False)
     if lines:
         axes.legend(frameon=False, fontsize=8, loc="lower left")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_atlas(atlas: Atlas, path: Path) -> None:
@@ -119,12 +119,12 @@ def plot_atlas(atlas: Atlas, path: Path) -> None:
     )
     every = max(1, len(bits) // 16)
     axes.set_xticks(range(0, len(bits), every), [str(bit) for bit in bits[::every]], fontsize=7)
-    names = [f"{_shorten(layer)} {kind}" for layer, kind in rows]
+    names = [f"{shorten(layer)} {kind}" for layer, kind in rows]
     axes.set_yticks(range(len(rows)), names, fontsize=6)
     axes.set_xlabel("bit position (0: least significant)")
     axes.set_title(f"{atlas.model}: single upsets", fontsize=10)
     figure.colorbar(image, label="images with silent data corruption (%)")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _lines(result: CampaignResult) -> Iterator[tuple[str, list[FaultSummary]]]:
@@ -137,11 +137,17 @@ def _lines(result: CampaignResult) -> Iterator[tuple[str, list[FaultSummary]]]:
     yield from lines.items()
 
 
-def _shorten(name: str) -> str:
+def shorten(name: str) -> str:
+    """Cut a long name at its front, where those of one network are alike."""
     return name if len(name) <= _LONGEST else f"...{name[3 - _LONGEST :]}"
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure whole, or not at all, and close it.
+
+    Raises:
+        OutputError: If it cannot be written.
+    """
     scratch = path.with_name(f".{path.name}.tmp")
     try:
         figure.savefig(scratch, dpi=150, format=path.suffix.lower().removeprefix("."))

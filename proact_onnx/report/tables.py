@@ -12,6 +12,7 @@ from proact_onnx.campaign import (
     Atlas,
     CampaignResult,
     CellSummary,
+    Distributions,
     Estimate,
     FaultSite,
     LayerEffect,
@@ -370,6 +371,28 @@ def effect_table(effects: Sequence[LayerEffect]) -> Table:
     ]
     columns = ["activation", "relative L2", "mean square", "largest", "inf/NaN"]
     return _table("distance from the fault-free run", columns, rows, ["activation"])
+
+
+def distribution_table(result: Distributions) -> Table:
+    """Values of activations without faults and with them: one row a layer, shares in per cent."""
+    rows = [
+        [
+            layer.tensor,
+            f"{layer.golden.greatest:.4g}",
+            percent(layer.golden.above_one / layer.golden.values),
+            percent(layer.faulty.above_one / layer.faulty.values),
+            f"{layer.faulty.greatest:.4g}",
+            percent(layer.beyond / layer.faulty.values),
+            f"{layer.faulty.nonfinite:,}",
+        ]
+        for layer in result.layers
+    ]
+    columns = ["activation", "max", "% > 1", "faulty % > 1", "faulty max", "% > max", "inf/NaN"]
+    title = (
+        f"{result.model}: values without faults, and at {spell_fault(result.fault)} "
+        f"({result.trials:,} fault maps, {result.images:,} images)"
+    )
+    return _table(title, columns, rows, ["activation"])
 
 
 def clipping_table(layers: Sequence[ClippedLayer]) -> Table:
