@@ -3,6 +3,7 @@
 from proact_onnx.campaign.distance import LayerEffect
 from proact_onnx.campaign.estimates import Estimate, Spread, mean_interval
 from proact_onnx.campaign.judge import Verdict
+from proact_onnx.campaign.reading import AtlasRecord, CampaignRecord, read_record
 from proact_onnx.campaign.replay import FaultSite, Replay, ReplayedTrial, write_sites
 from proact_onnx.campaign.run import Campaign, fault_models
 from proact_onnx.campaign.sensitivity import Atlas, CellSummary, Sensitivity, write_atlas
@@ -17,8 +18,10 @@ from proact_onnx.campaign.summary import (
 
 __all__ = [
     "Atlas",
+    "AtlasRecord",
     "Campaign",
     "CampaignHeader",
+    "CampaignRecord",
     "CampaignResult",
     "CellSummary",
     "Estimate",
@@ -36,6 +39,7 @@ __all__ = [
     "gain",
     "mean_interval",
     "read_campaign",
+    "read_record",
     "summarise",
     "write_atlas",
     "write_sites",

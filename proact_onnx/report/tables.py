@@ -252,7 +252,7 @@ def comparison_table(results: Sequence[CampaignResult], confidence: float) -> Ta
     """
     gap = " " if len(results) <= _MODELS_ON_ONE_LINE else "\n"
     rows = [
-        ["memory overhead", *(f"{result.memory_overhead:.3g} %" for result in results)],
+        ["memory overhead", *(_overhead(result.memory_overhead) for result in results)],
         ["no faults", *(percent(result.golden_accuracy) for result in results)],
     ]
     for row in zip(*(result.summaries for result in results), strict=True):
@@ -263,6 +263,10 @@ def comparison_table(results: Sequence[CampaignResult], confidence: float) -> Ta
     names = [result.model for result in results]
     title = f"accuracy in %, mean and {100 * confidence:g}% interval"
     return _table(title, ["", *names], rows, ["", *names])
+
+
+def _overhead(share: float | None) -> str:
+    return "?" if share is None else f"{share:.3g} %"
 
 
 def gain_table(results: Sequence[CampaignResult], confidence: float) -> Table:
