@@ -1,6 +1,7 @@
 """Results for people: tables for the terminal and figures on disk."""
 
 from proact_onnx.report.figures import check_figure, plot_accuracy, plot_atlas
+from proact_onnx.report.rendering import Table
 from proact_onnx.report.tables import (
     activation_table,
     campaign_table,
@@ -19,6 +20,7 @@ from proact_onnx.report.tables import (
 )
 
 __all__ = [
+    "Table",
     "activation_table",
     "campaign_table",
     "check_figure",
