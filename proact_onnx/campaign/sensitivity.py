@@ -271,6 +271,11 @@ def write_atlas(atlas: Atlas, path: Path) -> None:
     Raises:
         OutputError: If the file cannot be written.
     """
+    write_text(path, atlas_csv(atlas))
+
+
+def atlas_csv(atlas: Atlas) -> str:
+    """Spell an atlas as CSV, one line a layer, kind and bit, shares from 0 to 1."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     estimates = ("drop", "sdc", "nonfinite")
@@ -289,4 +294,4 @@ def write_atlas(atlas: Atlas, path: Path) -> None:
                 *(f"{value:.8g}" for e in found for value in (e.mean, e.low, e.high)),
             ]
         )
-    write_text(path, stream.getvalue())
+    return stream.getvalue()

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from proact_onnx.cli import harden, inject, inspect, replay, sensitivity, verify
+from proact_onnx.cli import harden, inject, inspect, replay, report, sensitivity, verify
 from proact_onnx.cli.terminal import fail, say
 from proact_onnx.errors import ProactError
 
@@ -27,6 +27,7 @@ app.command()(inject.inject)
 app.command()(sensitivity.sensitivity)
 app.command()(replay.replay)
 app.command()(verify.verify)
+app.command()(report.report)
 
 
 def main() -> None:

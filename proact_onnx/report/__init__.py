@@ -18,9 +18,11 @@ from proact_onnx.report.tables import (
     spell_fault,
     threshold_table,
 )
+from proact_onnx.report.write import WrittenReport, write_report
 
 __all__ = [
     "Table",
+    "WrittenReport",
     "activation_table",
     "campaign_table",
     "check_figure",
@@ -38,4 +40,5 @@ __all__ = [
     "site_table",
     "spell_fault",
     "threshold_table",
+    "write_report",
 ]
