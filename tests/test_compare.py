@@ -206,6 +206,6 @@ def test_the_command(command: Command, digits_dir: Path, tmp_path: Path) -> None
         "--output-folder", str(tmp_path),
     )  # fmt: skip
     assert "Ranger" in done.out
-    assert "points gained over unprotected" in done.out
+    assert "accuracy lost without faults" in done.out
     assert (tmp_path / "digits.comparison" / COMPARISON).exists()
     assert "proact-onnx report" in done.out

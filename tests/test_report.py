@@ -51,6 +51,8 @@ from proact_onnx.report import (
     spell_fault,
     threshold_table,
 )
+from proact_onnx.report.figures import draw_accuracy, to_svg
+from proact_onnx.report.tables import spell_rate
 from proact_onnx.thresholds import Thresholds
 from proact_onnx.verify import ClippedLayer
 
@@ -215,6 +217,27 @@ def test_gains_over_the_first_model(count: int) -> None:
         # Trials differ among themselves, but the models by the same amount in each.
         assert text.count(f"+{10 * number}.00") >= 2
         assert f"model{number}.onnx" in text
+
+
+def test_models_with_other_faults_have_empty_cells() -> None:
+    """Models are matched by fault model, not by place."""
+    results = [result("a.onnx", 1.0, (1e-7, 3e-6)), result("b.onnx", 0.5, (3e-6, 1e-5))]
+    rows = {row[0]: row[1:] for row in comparison_table(results, 0.95).rows}
+    assert list(rows)[2:] == ["BER 1e-7", "BER 3e-6", "BER 1e-5"]
+    assert rows["BER 1e-7"][1] == rows["BER 1e-5"][0] == ""
+    assert rows["BER 3e-6"][1].startswith("50.00")
+    gains = {row[0]: row[1] for row in gain_table(results, 0.95).rows}
+    assert list(gains) == ["BER 1e-7", "BER 3e-6"]
+    assert gains["BER 1e-7"] == ""
+    assert gains["BER 3e-6"].startswith("-40.00")
+
+
+@pytest.mark.parametrize(
+    ("rate", "spelled"),
+    [(1e-6, "1e-6"), (0.0001, "1e-4"), (2.5e-5, "2.5e-5"), (0.05, "0.05"), (0.0, "0"), (1.0, "1")],
+)
+def test_rates_as_they_are_typed(rate: float, spelled: str) -> None:
+    assert spell_rate(rate) == spelled
 
 
 def test_model_names_are_not_read_as_markup() -> None:
@@ -466,6 +489,70 @@ def test_a_figure_shows_the_lines_where_they_belong(tmp_path: Path) -> None:
     rows = np.flatnonzero((np.abs(pixels - blue).max(axis=2) < 0.02).any(axis=1)) / len(pixels)
     marker = rows[rows < 0.7]
     assert 0.4 < marker.mean() < 0.55
+
+
+def line(model: str, clean: float, accuracies: dict[float, float]) -> CampaignResult:
+    found = result(model, clean, tuple(accuracies))
+    summaries = tuple(
+        dataclasses.replace(summary, accuracy=Estimate(mean, mean - 0.01, mean + 0.01))
+        for summary, mean in zip(found.summaries, accuracies.values(), strict=True)
+    )
+    return dataclasses.replace(found, summaries=summaries)
+
+
+def test_the_magnified_panel_shows_where_the_best_lose_little() -> None:
+    good = line("good.onnx", 0.9, {1e-7: 0.9, 1e-6: 0.88, 1e-5: 0.8, 1e-4: 0.5})
+    bad = line("bad.onnx", 0.92, {1e-7: 0.7, 1e-6: 0.3, 1e-5: 0.1, 1e-4: 0.1})
+    figure = draw_accuracy([bad, good], 0.95, magnified=True)
+    whole, part = figure.axes
+    assert whole.get_ylim() == (0, 100)
+    low, high = part.get_xlim()
+    assert 1e-8 < low < 1e-7
+    assert 1e-5 < high < 1e-4
+    # Down to 15 points below the best model's clean accuracy, and up to the highest interval.
+    low, high = part.get_ylim()
+    assert 75 < low < 77
+    assert 91 < high < 92
+    for axes in (whole, part):
+        lines = [found.get_xydata() for found in axes.get_lines()]
+        np.testing.assert_allclose(lines[1][:, 1], [90, 88, 80, 50])
+    to_svg(figure)
+
+
+def test_where_all_lose_much_the_lowest_rates_are_magnified() -> None:
+    bad = line("bad.onnx", 0.9, {1e-7: 0.7, 1e-6: 0.3, 1e-5: 0.1})
+    _, part = draw_accuracy([bad, bad], 0.95, magnified=True).axes
+    assert part.get_xlim()[0] < 1e-7 < 1e-6 < part.get_xlim()[1] < 1e-5
+    one = line("one.onnx", 0.9, {1e-7: 0.7})
+    assert len(draw_accuracy([one, one], 0.95, magnified=True).axes) == 1
+    assert len(draw_accuracy([bad, bad], 0.95).axes) == 1
+
+
+def test_twelve_lines_differ_without_colour() -> None:
+    results = [line(f"model{n}.onnx", 0.9, {1e-7: 0.9, 1e-6: 0.8}) for n in range(12)]
+    figure = draw_accuracy(results, 0.95, magnified=True)
+    looks = {
+        (found.get_marker(), found.get_linestyle(), found.get_markerfacecolor() == "#FFFFFF")
+        for found in figure.axes[0].get_lines()
+    }
+    assert len(looks) == 12
+    colours = {found.get_color() for found in figure.axes[0].get_lines()}
+    assert len(colours) == 12
+    [legend] = figure.legends
+    assert len(legend.get_texts()) == 12
+
+
+def test_names_are_no_formulas_and_none_is_left_out(tmp_path: Path) -> None:
+    results = [result("_$x_$.onnx"), result("$\\frac$.onnx")]
+    figure = draw_accuracy(results, 0.95)
+    texts = [text.get_text().strip() for text in figure.axes[0].get_legend().get_texts()]
+    assert [text.split(" ")[0].replace("\\$", "$") for text in texts] == [r.model for r in results]
+    assert "<svg" in to_svg(figure)
+
+
+def test_the_same_figure_is_the_same_svg() -> None:
+    first, second = (to_svg(draw_accuracy([result("x.onnx")], 0.95)) for _ in range(2))
+    assert first == second
 
 
 def test_a_campaign_without_faults_can_be_plotted(tmp_path: Path) -> None:

@@ -30,8 +30,10 @@ ACTIONS = {"--config", "--force", "--resume", "--help", "--version"}
 ACTIONS_OF = {
     ("inspect", "--layers"),
     *(("replay", flag) for flag in ("--trial", "--fault", "--model", "--sites")),
+    *(("report", f"--{name}") for name in ("output", "markdown", "csv-folder", "title")),
+    ("report", "--confidence"),
 }
-ARGUMENTS = {"model", "models", "original", "hardened", "record"}
+ARGUMENTS = {"model", "models", "original", "hardened", "record", "runs"}
 DOCUMENTATION = Path(__file__).parents[1] / "docs" / "settings.md"
 
 # On the command line, what is said by the option alone.

@@ -9,6 +9,7 @@ from proact_onnx.campaign.distributions import (
 from proact_onnx.campaign.estimates import Estimate, Spread, mean_interval
 from proact_onnx.campaign.histogram import Histogram
 from proact_onnx.campaign.judge import Verdict
+from proact_onnx.campaign.reading import AtlasRecord, CampaignRecord, read_record
 from proact_onnx.campaign.replay import FaultSite, Replay, ReplayedTrial, write_sites
 from proact_onnx.campaign.run import Campaign, fault_models
 from proact_onnx.campaign.sensitivity import Atlas, CellSummary, Sensitivity, write_atlas
@@ -23,8 +24,10 @@ from proact_onnx.campaign.summary import (
 
 __all__ = [
     "Atlas",
+    "AtlasRecord",
     "Campaign",
     "CampaignHeader",
+    "CampaignRecord",
     "CampaignResult",
     "CellSummary",
     "DistributionStudy",
@@ -46,6 +49,7 @@ __all__ = [
     "gain",
     "mean_interval",
     "read_campaign",
+    "read_record",
     "summarise",
     "write_atlas",
     "write_sites",

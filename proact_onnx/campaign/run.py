@@ -3,8 +3,6 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
-
 from proact_onnx.campaign.distance import ActivationMeter
 from proact_onnx.campaign.estimates import leveugle_sample_size
 from proact_onnx.campaign.plan import PILOT_IMAGES, PILOT_TRIALS, checks, images_per_trial
@@ -117,11 +115,9 @@ class Campaign:
                 reporter.begin(f"{subject.path.name} {fault.name}", self._counts[fault.name])
                 done += self._trials(fault, trials, file, reading, reporter)
         tell_reuse(golden.stages, reporter)
-        judge = golden.judge
-        everything = np.arange(len(golden.images))
         return CampaignResult(
             model=subject.path.name,
-            golden_accuracy=judge.accuracy,
+            golden_accuracy=golden.judge.accuracy,
             float_accuracy=golden.float_accuracy,
             images=len(golden.images),
             bits=subject.space.bits,
@@ -129,7 +125,7 @@ class Campaign:
             memory_overhead=subject.memory_overhead,
             labelled=golden.labelled,
             classifier=golden.labels is not None,
-            golden_classes=judge.unchanged(everything).classes,
+            golden_classes=golden.classes,
             summaries=summarise(done, reading),
         )
 

@@ -3,7 +3,7 @@
 import csv
 import io
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,6 +12,7 @@ import numpy as np
 from proact_onnx.campaign.estimates import Estimate, finite_population, mean_interval
 from proact_onnx.campaign.store import CampaignFile, CampaignHeader, TrialResult, check_record
 from proact_onnx.campaign.subject import Subject, tell_reuse
+from proact_onnx.campaign.summary import Reading
 from proact_onnx.campaign.trial import TrialRunner
 from proact_onnx.data import Dataset, Preprocessing
 from proact_onnx.faults import FaultModel, FaultSpace, Kind, Single
@@ -192,57 +193,66 @@ class Sensitivity:
                 reporter.advance()
             found = {key: file.trials[key] for key in ((c.name, t) for c, t in wanted)}
         tell_reuse(golden.stages, reporter)
-        return self._atlas(found, golden.judge.accuracy)
+        return summarise_cells(
+            subject.path.name,
+            self.cells,
+            found.values(),
+            Reading(golden.judge.accuracy, subject.settings.confidence, len(subject.data)),
+        )
 
-    def _atlas(self, found: Mapping[tuple[str, int], TrialResult], accuracy: float) -> Atlas:
-        confidence = self._subject.settings.confidence
-        total = len(self._subject.data)
-        by_cell: dict[str, list[TrialResult]] = {}
-        for (name, _), trial in found.items():
-            by_cell.setdefault(name, []).append(trial)
-        cells = [
-            _summarise((cell,), cell.bit, by_cell[cell.name], accuracy, confidence, total)
-            for cell in self.cells
-        ]
-        groups: dict[tuple[str, Kind], list[Cell]] = {}
-        for cell in self.cells:
-            groups.setdefault((cell.layer, cell.kind), []).append(cell)
-        layers = [
-            _summarise(
-                tuple(group),
-                None,
-                [trial for cell in group for trial in by_cell[cell.name]],
-                accuracy,
-                confidence,
-                total,
-            )
-            for group in groups.values()
-        ]
-        subject = self._subject
-        return Atlas(subject.path.name, accuracy, total, tuple(cells), tuple(layers))
+
+def summarise_cells(
+    model: str, cells: Sequence[Cell], trials: Iterable[TrialResult], reading: Reading
+) -> Atlas:
+    """Summarise trials by cell, and by layer and kind.
+
+    Args:
+        model: Name of the model file.
+        cells: The cells; each has a trial.
+        trials: Named by their cells, in any order.
+        reading: How to read them.
+    """
+    by_cell: dict[str, list[TrialResult]] = {}
+    for trial in sorted(trials, key=lambda trial: trial.trial):
+        by_cell.setdefault(trial.fault, []).append(trial)
+    groups: dict[tuple[str, Kind], list[Cell]] = {}
+    for cell in cells:
+        groups.setdefault((cell.layer, cell.kind), []).append(cell)
+    layers = [
+        _summarise(
+            tuple(group), None, [trial for cell in group for trial in by_cell[cell.name]], reading
+        )
+        for group in groups.values()
+    ]
+    return Atlas(
+        model=model,
+        golden_accuracy=reading.golden_accuracy,
+        images=reading.total,
+        cells=tuple(_summarise((cell,), cell.bit, by_cell[cell.name], reading) for cell in cells),
+        layers=tuple(layers),
+    )
 
 
 def _summarise(
     cells: tuple[Cell, ...],
     bit: int | None,
     trials: list[TrialResult],
-    accuracy: float,
-    confidence: float,
-    total: int,
+    reading: Reading,
 ) -> CellSummary:
     places = sum(cell.space.bits for cell in cells)
     images = np.array([trial.verdict.images for trial in trials], np.float64)
     # Upsets are drawn without replacement, so those of every place leave nothing open, if each
     # was tried on every image.
-    population = places if (images == total).all() else None
+    population = places if (images == reading.total).all() else None
 
     def share(counts: list[int], bounds: tuple[float, float]) -> Estimate:
-        estimate = mean_interval(np.array(counts, np.float64) / images, bounds, confidence)
+        estimate = mean_interval(np.array(counts, np.float64) / images, bounds, reading.confidence)
         if population is None:
             return estimate
         return finite_population(estimate, len(trials), population)
 
     verdicts = [trial.verdict for trial in trials]
+    accuracy = reading.golden_accuracy
     return CellSummary(
         layer=cells[0].layer,
         kind=cells[0].kind,
@@ -261,6 +271,11 @@ def write_atlas(atlas: Atlas, path: Path) -> None:
     Raises:
         OutputError: If the file cannot be written.
     """
+    write_text(path, atlas_csv(atlas))
+
+
+def atlas_csv(atlas: Atlas) -> str:
+    """Spell an atlas as CSV, one line a layer, kind and bit, shares from 0 to 1."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     estimates = ("drop", "sdc", "nonfinite")
@@ -279,4 +294,4 @@ def write_atlas(atlas: Atlas, path: Path) -> None:
                 *(f"{value:.8g}" for e in found for value in (e.mean, e.low, e.high)),
             ]
         )
-    write_text(path, stream.getvalue())
+    return stream.getvalue()

@@ -70,7 +70,9 @@ class CampaignHeader:
 
     Attributes:
         identity: Everything the numbers depend on: digests of model and data, format, seed, ...
-        golden: The golden run: accuracy, images, saturated parameters, fault-space bits.
+        golden: The golden run, and what else summaries need: accuracy, images, the fault space,
+            the level of the intervals, ...; not compared. `Subject.describe` writes it, and
+            records of earlier releases say less.
         made_by: Versions and time; not compared.
     """
 

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from proact_onnx.campaign.encoded import EncodedModel, encode_model
-from proact_onnx.campaign.judge import ClassJudge, ElementJudge
+from proact_onnx.campaign.judge import ClassJudge, ElementJudge, PerClass
 from proact_onnx.data import Dataset, Preprocessing, check_labels, prepare
 from proact_onnx.engine import (
     PrefixCache,
@@ -26,7 +26,14 @@ from proact_onnx.engine import (
     top1,
 )
 from proact_onnx.errors import ModelError
-from proact_onnx.faults import FaultSpace, Kind, fault_space, parameter_count, parse_format
+from proact_onnx.faults import (
+    FaultSpace,
+    Kind,
+    fault_space,
+    list_space,
+    parameter_count,
+    parse_format,
+)
 from proact_onnx.model import image_input, load_model, model_digest
 from proact_onnx.progress import Reporter
 from proact_onnx.rewrite import prepare as prepare_model
@@ -63,6 +70,13 @@ class GoldenRun:
     labelled: bool
     float_accuracy: float
     notice: str
+
+    @property
+    def classes(self) -> PerClass | None:
+        """By class, images and how many are classified so without faults; None unless counted."""
+        if not isinstance(self.judge, ClassJudge):
+            return None
+        return self.judge.unchanged(np.arange(len(self.images))).classes
 
 
 def tell_reuse(stages: PrefixCache, reporter: Reporter) -> None:
@@ -230,13 +244,22 @@ class Subject:
         )
 
     def describe(self, golden: GoldenRun) -> dict[str, Any]:
-        """What a record says of the golden run."""
+        """What a record says of the golden run, and all that reading it needs beside the trials."""
         return {
+            "name": self.path.name,
             "accuracy": golden.judge.accuracy,
             "float_accuracy": golden.float_accuracy,
             "images": len(self.data),
             "fault_space_bits": self.space.bits,
             "saturated": golden.encoded.saturated,
+            "memory_overhead": self.memory_overhead,
+            "labelled": golden.labelled,
+            "classifier": golden.labels is not None,
+            "classes": golden.classes,
+            "confidence": self.settings.confidence,
+            "requirement": self.settings.requirement,
+            "half_width": self.settings.half_width,
+            "fault_space": list_space(self.space),
         }
 
     def made_by(self, golden: GoldenRun) -> dict[str, str]:

@@ -86,7 +86,8 @@ class CampaignResult:
         images: Images in the data set.
         bits: Size of the fault space.
         saturated: Parameters outside the range of the format.
-        memory_overhead: Stored thresholds in per cent of the other parameters (Eq. 6).
+        memory_overhead: Stored thresholds in per cent of the other parameters (Eq. 6); None where
+            a record of an earlier release does not say.
         labelled: Whether labels were given; otherwise the golden run's classes stand in.
         classifier: Whether outputs are class scores; otherwise accuracy is the share of images
             within the tolerance.
@@ -101,7 +102,7 @@ class CampaignResult:
     images: int
     bits: int
     saturated: int
-    memory_overhead: float
+    memory_overhead: float | None
     labelled: bool
     classifier: bool
     golden_classes: tuple[tuple[int, int], ...] | None

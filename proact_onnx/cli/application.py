@@ -13,6 +13,7 @@ from proact_onnx.cli import (
     inspect,
     profile,
     replay,
+    report,
     sensitivity,
     verify,
 )
@@ -38,6 +39,7 @@ app.command()(sensitivity.sensitivity)
 app.command()(profile.profile)
 app.command()(replay.replay)
 app.command()(verify.verify)
+app.command()(report.report)
 
 
 def main() -> None:

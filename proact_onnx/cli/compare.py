@@ -157,7 +157,7 @@ def compare(
 ) -> None:
     """Harden a model by several methods and measure all of them under the same faults."""
     from proact_onnx.compare import MethodComparison
-    from proact_onnx.report import comparison_table, gain_table
+    from proact_onnx.report import comparison_table, method_tables, read_comparison
 
     settings = gather(locals(), "compare", "inject", "preprocessing", "runtime")
     settings = settings.override("harden", {"max_accuracy_drop": max_accuracy_drop})
@@ -186,6 +186,7 @@ def compare(
         interrupted("what is finished is kept; run the same command again to go on")
     level = settings.inject.confidence
     show(comparison_table(results, level))
-    show(gain_table(results, level))
+    for table in method_tables(read_comparison(folder)):
+        show(table)
     say(f"models, trials and summary: {spell(folder)}")
     say(f"as a page: proact-onnx report {spell(folder)} --output report.html")

@@ -254,7 +254,7 @@ def inject(
     for record in records:
         say(f"trials: {spell(record)}  summary: {spell(_summary(record))}")
     if figure is not None:
-        plot_accuracy(results, figure, level)
+        plot_accuracy(results, figure, level, magnified=len(results) > 1)
         say(f"figure: {spell(figure)}")
 
 

@@ -2,12 +2,14 @@
 
 import os
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+
+if TYPE_CHECKING:
+    from proact_onnx.report import Table
 
 _INTERRUPTED = 130
 # Columns of a table in a pipe or a file, whose reader's width nobody knows.
@@ -25,12 +27,13 @@ def say(text: str) -> None:
     _out.print(escape(text), soft_wrap=True)
 
 
-def show(table: Table) -> None:
+def show(table: "Table") -> None:
     """Print a table as wide as the terminal, or wider where figures would be lost."""
     known = _out.is_terminal or "COLUMNS" in os.environ
-    needed = sum((column.min_width or _FOLDED) + _GAP for column in table.columns)
+    drawn = table.__rich__()
+    needed = sum((column.min_width or _FOLDED) + _GAP for column in drawn.columns)
     width = max(_out.width if known else _WIDTH, needed)
-    Console(width=width, highlight=False).print(table)
+    Console(width=width, highlight=False).print(drawn)
 
 
 def fail(error: Exception) -> None:

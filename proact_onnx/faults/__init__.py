@@ -9,6 +9,7 @@ from proact_onnx.faults.formats import (
     NumberFormat,
     parse_format,
 )
+from proact_onnx.faults.listing import list_space, read_space, spell_bits
 from proact_onnx.faults.models import (
     Along,
     Count,
@@ -46,8 +47,11 @@ __all__ = [
     "Shape",
     "Single",
     "fault_space",
+    "list_space",
     "parameter_count",
     "parse_fault_model",
     "parse_format",
+    "read_space",
+    "spell_bits",
     "stream",
 ]

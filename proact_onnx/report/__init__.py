@@ -1,7 +1,10 @@
 """Results for people: tables for the terminal and figures on disk."""
 
+from proact_onnx.report.comparison import read_comparison
+from proact_onnx.report.comparison_tables import method_tables
 from proact_onnx.report.distributions import distribution_figure, plot_distributions
 from proact_onnx.report.figures import check_figure, plot_accuracy, plot_atlas
+from proact_onnx.report.rendering import Table
 from proact_onnx.report.tables import (
     activation_table,
     campaign_table,
@@ -19,8 +22,11 @@ from proact_onnx.report.tables import (
     spell_fault,
     threshold_table,
 )
+from proact_onnx.report.write import WrittenReport, write_report
 
 __all__ = [
+    "Table",
+    "WrittenReport",
     "activation_table",
     "campaign_table",
     "check_figure",
@@ -33,12 +39,15 @@ __all__ = [
     "effect_table",
     "gain_table",
     "measures_table",
+    "method_tables",
     "parameter_table",
     "plot_accuracy",
     "plot_atlas",
     "plot_distributions",
+    "read_comparison",
     "sensitivity_table",
     "site_table",
     "spell_fault",
     "threshold_table",
+    "write_report",
 ]

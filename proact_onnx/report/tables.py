@@ -1,11 +1,8 @@
-"""Tables for the terminal, as rich renderables that fit into 100 columns."""
+"""Results as tables that fit into the 100 columns of a terminal."""
 
 from collections.abc import Iterable, Sequence
 
 import numpy as np
-from rich import box
-from rich.markup import escape
-from rich.table import Table
 
 from proact_onnx.activations import Activation
 from proact_onnx.campaign import (
@@ -15,11 +12,13 @@ from proact_onnx.campaign import (
     Distributions,
     Estimate,
     FaultSite,
+    FaultSummary,
     LayerEffect,
     gain,
 )
 from proact_onnx.errors import ModelError
-from proact_onnx.faults import Count, Effect, Parameter, Rate, parse_fault_model
+from proact_onnx.faults import Count, Effect, Parameter, Rate, parse_fault_model, spell_bits
+from proact_onnx.report.rendering import Table
 from proact_onnx.thresholds import Granularity, Thresholds, threshold_count
 from proact_onnx.verify import ClippedLayer
 
@@ -34,39 +33,20 @@ _MODELS_ON_ONE_LINE = 3
 def _table(
     title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], folds: Sequence[str]
 ) -> Table:
-    """Make a table whose columns named in ``folds`` give way where it is too wide.
-
-    These hold text, on the left; the others hold figures, which are never broken or cut.
-    """
-    table = Table(
-        title=escape(title),
-        title_justify="left",
-        title_style="bold",
-        header_style="bold",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        collapse_padding=True,
-    )
-    rows = list(rows)
-    for place, column in enumerate(columns):
-        if column in folds:
-            table.add_column(escape(column), overflow="fold")
-        else:
-            longest = max(len(text) for text in (column, *(row[place] for row in rows)))
-            table.add_column(escape(column), justify="right", no_wrap=True, min_width=longest)
-    for row in rows:
-        table.add_row(*map(escape, row))
-    return table
+    return Table(title, tuple(columns), tuple(map(tuple, rows)), tuple(folds))
 
 
 def spell_rate(rate: float) -> str:
-    """Spell a bit error rate as it is typed: 1e-6, not 1e-06."""
-    return f"{rate:g}".replace("e-0", "e-")
+    """Spell a bit error rate as it is typed: 1e-6, not 1e-06, and 1e-4, not 0.0001."""
+    if not 0.0 < rate < 1e-3:
+        return f"{rate:g}"
+    digits, _, exponent = f"{rate:.5e}".partition("e")
+    return f"{digits.rstrip('0').rstrip('.')}e{int(exponent)}"
 
 
 def percent(value: float) -> str:
     """Spell a share as per cent with two decimals."""
-    return f"{100 * value:.2f}"
+    return f"{100 * value:z.2f}"
 
 
 def interval(estimate: Estimate) -> str:
@@ -248,44 +228,69 @@ def comparison_table(results: Sequence[CampaignResult], confidence: float) -> Ta
     """Several models under the same faults: one column a model, accuracy in per cent.
 
     Args:
-        results: One campaign a model, with the same fault models.
+        results: One campaign a model; where one lacks a fault model, its cell is empty.
         confidence: Confidence level of the intervals.
     """
     gap = " " if len(results) <= _MODELS_ON_ONE_LINE else "\n"
     rows = [
-        ["memory overhead", *(f"{result.memory_overhead:.3g} %" for result in results)],
+        ["memory overhead", *(_overhead(result.memory_overhead) for result in results)],
         ["no faults", *(percent(result.golden_accuracy) for result in results)],
     ]
-    for row in zip(*(result.summaries for result in results), strict=True):
+    for fault, row in by_fault(results):
         cells = [
-            f"{percent(summary.accuracy.mean)}{gap}{interval(summary.accuracy)}" for summary in row
+            ""
+            if found is None
+            else f"{percent(found.accuracy.mean)}{gap}{interval(found.accuracy)}"
+            for found in row
         ]
-        rows.append([spell_fault(row[0].fault), *cells])
+        rows.append([spell_fault(fault), *cells])
     names = [result.model for result in results]
     title = f"accuracy in %, mean and {100 * confidence:g}% interval"
     return _table(title, ["", *names], rows, ["", *names])
+
+
+def by_fault(
+    results: Sequence[CampaignResult],
+) -> list[tuple[str, list[FaultSummary | None]]]:
+    """Line campaigns up by fault model: rates ascending, then the others as they come.
+
+    Returns:
+        For each fault model its name and one summary a campaign, None where one lacks it.
+    """
+    held = [{summary.fault: summary for summary in result.summaries} for result in results]
+    every = {fault: summary for found in held for fault, summary in found.items()}
+    order = sorted(every, key=lambda fault: (every[fault].ber is None, every[fault].ber or 0.0))
+    return [(fault, [found.get(fault) for found in held]) for fault in order]
+
+
+def _overhead(share: float | None) -> str:
+    return "?" if share is None else f"{share:.3g} %"
 
 
 def gain_table(results: Sequence[CampaignResult], confidence: float) -> Table:
     """How much more accurate models are than the first, trial by trial; in points.
 
     Args:
-        results: One campaign a model, with the same fault models.
+        results: One campaign a model; fault models that the first lacks are left out.
         confidence: Confidence level of the intervals.
     """
     first, *others = results
     rows = []
-    for baseline, *row in zip(*(result.summaries for result in results), strict=True):
-        gains = [gain(summary, baseline, confidence) for summary in row]
-        cells = [f"{100 * found.mean:+.2f} {_signed(found)}" for found in gains]
-        rows.append([spell_fault(baseline.fault), *cells])
+    for fault, (baseline, *row) in by_fault(results):
+        if baseline is None:
+            continue
+        gains = [None if found is None else gain(found, baseline, confidence) for found in row]
+        cells = [
+            "" if found is None else f"{100 * found.mean:+z.2f} {_signed(found)}" for found in gains
+        ]
+        rows.append([spell_fault(fault), *cells])
     names = [result.model for result in others]
     title = f"points gained over {first.model} under the same faults"
     return _table(title, ["", *names], rows, ["", *names])
 
 
 def _signed(estimate: Estimate) -> str:
-    return f"[{100 * estimate.low:+.2f}, {100 * estimate.high:+.2f}]"
+    return f"[{100 * estimate.low:+z.2f}, {100 * estimate.high:+z.2f}]"
 
 
 def sensitivity_table(atlas: Atlas, confidence: float) -> Table:
@@ -308,7 +313,7 @@ def sensitivity_table(atlas: Atlas, confidence: float) -> Table:
                 interval(layer.sdc),
                 percent(layer.nonfinite.mean),
                 percent(layer.drop.mean),
-                _spans([cell.bit for cell in cells if _is_critical(cell)]),
+                spell_bits(c.bit for c in cells if c.bit is not None and _is_critical(c)),
             ]
         )
     level = f"{100 * confidence:g}% interval"
@@ -324,17 +329,6 @@ def _is_critical(cell: CellSummary) -> bool:
     return cell.sdc.mean + cell.nonfinite.mean >= _CRITICAL
 
 
-def _spans(bits: Sequence[int | None]) -> str:
-    """Spell bit positions as spans, such as 0-3,7."""
-    spans: list[list[int]] = []
-    for bit in sorted(bit for bit in bits if bit is not None):
-        if spans and spans[-1][1] == bit - 1:
-            spans[-1][1] = bit
-        else:
-            spans.append([bit, bit])
-    return ",".join(f"{a}" if a == b else f"{a}-{b}" for a, b in spans)
-
-
 def site_table(sites: Sequence[FaultSite], total: int) -> Table:
     """Fault sites of one trial: one row a word.
 
@@ -346,7 +340,7 @@ def site_table(sites: Sequence[FaultSite], total: int) -> Table:
         [
             site.parameter,
             ",".join(map(str, site.element)) or "0",
-            _spans(site.bits[:_BITS_SHOWN]) + (",..." if len(site.bits) > _BITS_SHOWN else ""),
+            spell_bits(site.bits[:_BITS_SHOWN]) + (",..." if len(site.bits) > _BITS_SHOWN else ""),
             f"{site.before:.6g}",
             f"{site.after:.6g}",
         ]
