@@ -9,7 +9,6 @@ import typer
 
 from proact_onnx.cli.gather import gather, load_source, need_model, need_source, with_source
 from proact_onnx.cli.options import (
-    DATA,
     FAULTS,
     STATISTICS,
     BatchSize,
@@ -18,7 +17,11 @@ from proact_onnx.cli.options import (
     Config,
     Force,
     Format,
+    HalfWidth,
     LayoutOption,
+    LearningData,
+    LearningLabels,
+    LearningPart,
     Mean,
     OutputFolder,
     ProviderOption,
@@ -26,7 +29,12 @@ from proact_onnx.cli.options import (
     Scale,
     Seed,
     Std,
+    TestData,
+    TestLabels,
+    TestPart,
     Threads,
+    TrialImages,
+    Trials,
     setting,
 )
 from proact_onnx.cli.terminal import err, interrupted, say, show, spell
@@ -72,30 +80,9 @@ def compare(
         ),
     ] = None,
     format: Format = None,
-    trials: Annotated[
-        int | None,
-        setting(
-            "inject.trials",
-            "Fault maps for each rate; by default 500, or as many as --half-width needs.",
-            STATISTICS,
-        ),
-    ] = None,
-    images: Annotated[
-        int | None,
-        setting(
-            "inject.images",
-            "Images, drawn afresh for each trial; 0: a pilot of 30 trials chooses.",
-            STATISTICS,
-        ),
-    ] = None,
-    half_width: Annotated[
-        float | None,
-        setting(
-            "inject.half_width",
-            "Stop when half the interval of the accuracy is this narrow, in points.",
-            STATISTICS,
-        ),
-    ] = None,
+    trials: Trials = None,
+    images: TrialImages = None,
+    half_width: HalfWidth = None,
     drop_limit: Annotated[
         float | None,
         setting(
@@ -121,27 +108,12 @@ def compare(
     ] = None,
     confidence: Confidence = None,
     seed: Seed = None,
-    data: Annotated[
-        Path | None,
-        setting("data.calibration", "Images that methods learn from: a file or a folder.", DATA),
-    ] = None,
-    labels: Annotated[
-        Path | None, setting("data.calibration_labels", "Labels, where these hold none.", DATA)
-    ] = None,
-    part: Annotated[
-        str | None,
-        setting("data.calibration_part", "Which part, where these hold both.", DATA, "train|test"),
-    ] = None,
-    test_data: Annotated[
-        Path | None, setting("data.test", "Images to measure on: a file or a folder.", DATA)
-    ] = None,
-    test_labels: Annotated[
-        Path | None, setting("data.test_labels", "Their labels, where they hold none.", DATA)
-    ] = None,
-    test_part: Annotated[
-        str | None,
-        setting("data.test_part", "Which part, where they hold both.", DATA, "train|test"),
-    ] = None,
+    data: LearningData = None,
+    labels: LearningLabels = None,
+    part: LearningPart = None,
+    test_data: TestData = None,
+    test_labels: TestLabels = None,
+    test_part: TestPart = None,
     layout: LayoutOption = None,
     scale: Scale = None,
     mean: Mean = None,

@@ -12,11 +12,16 @@ from proact_onnx.cli.options import (
     BatchSize,
     Config,
     LayoutOption,
+    LearningData,
+    LearningLabels,
+    LearningPart,
     Mean,
     ProviderOption,
     Resize,
     Scale,
     Std,
+    TestLabels,
+    TestPart,
     Threads,
     setting,
 )
@@ -80,28 +85,15 @@ def harden(
         ThresholdScale | None,
         setting("harden.slope_scale", "Whether k is divided by the threshold.", _BOUNDS),
     ] = None,
-    data: Annotated[
-        Path | None,
-        setting("data.calibration", "Images to profile and train on: a file or a folder.", DATA),
-    ] = None,
-    labels: Annotated[
-        Path | None, setting("data.calibration_labels", "Labels, where these hold none.", DATA)
-    ] = None,
-    part: Annotated[
-        str | None,
-        setting("data.calibration_part", "Which part, where these hold both.", DATA, "train|test"),
-    ] = None,
+    data: LearningData = None,
+    labels: LearningLabels = None,
+    part: LearningPart = None,
     test_data: Annotated[
         Path | None,
         setting("data.test", "Images to report accuracy on; else a part of --data.", DATA),
     ] = None,
-    test_labels: Annotated[
-        Path | None, setting("data.test_labels", "Their labels, where they hold none.", DATA)
-    ] = None,
-    test_part: Annotated[
-        str | None,
-        setting("data.test_part", "Which part, where they hold both.", DATA, "train|test"),
-    ] = None,
+    test_labels: TestLabels = None,
+    test_part: TestPart = None,
     calibration_images: Annotated[
         int | None,
         setting("harden.calibration_images", "Images to profile and train on, at most.", DATA),

@@ -18,6 +18,7 @@ from proact_onnx.cli.options import (
     Config,
     Force,
     Format,
+    HalfWidth,
     LayerPatterns,
     LayoutOption,
     Mean,
@@ -34,6 +35,8 @@ from proact_onnx.cli.options import (
     TestPart,
     Threads,
     Tolerance,
+    TrialImages,
+    Trials,
     setting,
 )
 from proact_onnx.cli.outputs import result_files, set_aside
@@ -104,31 +107,9 @@ def inject(
     targets: Targets = None,
     layers: LayerPatterns = None,
     bits: Bits = None,
-    trials: Annotated[
-        int | None,
-        setting(
-            "inject.trials",
-            "Fault maps for each fault model; by default 500, or as many as --half-width or "
-            "--margin needs.",
-            STATISTICS,
-        ),
-    ] = None,
-    images: Annotated[
-        int | None,
-        setting(
-            "inject.images",
-            "Images, drawn afresh for each trial; 0: a pilot of 30 trials chooses.",
-            STATISTICS,
-        ),
-    ] = None,
-    half_width: Annotated[
-        float | None,
-        setting(
-            "inject.half_width",
-            "Stop when half the interval of the accuracy is this narrow, in points.",
-            STATISTICS,
-        ),
-    ] = None,
+    trials: Trials = None,
+    images: TrialImages = None,
+    half_width: HalfWidth = None,
     protocol: Annotated[
         Protocol | None,
         setting(

@@ -44,6 +44,42 @@ def spell_default(value: Any) -> str:
     return f"{value:g}".replace("e-0", "e-") if isinstance(value, float) else str(value)
 
 
+LearningData = Annotated[
+    Path | None,
+    setting("data.calibration", "Images to learn from: a file or a folder.", DATA),
+]
+LearningLabels = Annotated[
+    Path | None, setting("data.calibration_labels", "Labels, where these hold none.", DATA)
+]
+LearningPart = Annotated[
+    str | None,
+    setting("data.calibration_part", "Which part, where these hold both.", DATA, "train|test"),
+]
+Trials = Annotated[
+    int | None,
+    setting(
+        "inject.trials",
+        "Fault maps for each fault model; by default 500, or as many as --half-width or "
+        "--margin needs.",
+        STATISTICS,
+    ),
+]
+TrialImages = Annotated[
+    int | None,
+    setting(
+        "inject.images",
+        "Images, drawn afresh for each trial; 0: a pilot of 30 trials chooses.",
+        STATISTICS,
+    ),
+]
+HalfWidth = Annotated[
+    float | None,
+    setting(
+        "inject.half_width",
+        "Stop when half the interval of the accuracy is this narrow, in points.",
+        STATISTICS,
+    ),
+]
 Config = Annotated[
     Path | None,
     typer.Option(
