@@ -56,6 +56,7 @@ SAMPLES: dict[str, tuple[str, str, Any]] = {
     "harden.method": ("'a'", "ranger", "ranger"),
     "harden.granularity": ("'a'", "channel", "channel"),
     "harden.form": ("'a'", "smooth", "smooth"),
+    "harden.rescale": ("'tensor'", "channel", "channel"),
     "harden.slack": ("1.5", "1.25", 1.25),
     "harden.calibration_images": ("70", "80", 80),
     "harden.accept_images": ("70", "80", 80),

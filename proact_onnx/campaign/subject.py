@@ -26,7 +26,7 @@ from proact_onnx.engine import (
     top1,
 )
 from proact_onnx.errors import ModelError
-from proact_onnx.faults import FaultSpace, Kind, fault_space, parameter_count, parse_format
+from proact_onnx.faults import FaultSpace, fault_space, parameter_count, parse_format
 from proact_onnx.model import image_input, load_model, model_digest
 from proact_onnx.progress import Reporter
 from proact_onnx.rewrite import prepare as prepare_model
@@ -110,9 +110,9 @@ class Subject:
         stored = fault_space(self.model, self.format.width)
         bits = None if settings.bits is None else parse_bits(settings.bits)
         self.space: FaultSpace = stored.restrict(settings.targets, settings.layers, bits)
-        thresholds = sum(p.size for p in stored.parameters if p.kind is Kind.THRESHOLD)
+        added = sum(p.size for p in stored.parameters if p.kind.is_added)
         parameters = parameter_count(self.model)
-        self.memory_overhead = memory_overhead(thresholds, parameters) if parameters else 0.0
+        self.memory_overhead = memory_overhead(added, parameters) if parameters else 0.0
         self._input = image_input(self.model)
         # All images are prepared for the golden run; the first shows whether they fit.
         self._prepare(data.images[:1])

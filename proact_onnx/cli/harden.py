@@ -25,6 +25,7 @@ from proact_onnx.console import BarReporter
 from proact_onnx.settings import ThresholdScale
 
 _BOUNDS = "Bounds"
+_WEIGHTS = "Weights"
 _TRAINING = "Training (method proact)"
 
 
@@ -50,6 +51,16 @@ def harden(
     form: Annotated[
         str | None,
         setting("harden.form", "How bounds are written.", _BOUNDS, "hard|smooth|saturate"),
+    ] = None,
+    rescale: Annotated[
+        str | None,
+        setting(
+            "harden.rescale",
+            "What shares a power of two by which weights are stored enlarged, to fill the range of "
+            "fixed-point storage.",
+            _WEIGHTS,
+            "none|tensor|channel",
+        ),
     ] = None,
     slack: Annotated[
         float | None, setting("harden.slack", "Factor on profiled maxima, at least 1.", _BOUNDS)
@@ -211,6 +222,7 @@ def harden(
         )
     say(
         f"memory overhead: {report.memory_overhead:.3g} % of the parameters "
-        f"({report.thresholds.count:,} thresholds)"
+        f"({report.thresholds.count:,} thresholds"
+        + (f" and {report.scales:,} scales)" if report.scales else ")")
     )
     say(f"hardened in {report.seconds:.1f} s: {spell(report.output)}")

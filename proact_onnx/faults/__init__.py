@@ -23,6 +23,7 @@ from proact_onnx.faults.space import (
     FaultSpace,
     Kind,
     Parameter,
+    added_count,
     fault_space,
     parameter_count,
 )
@@ -45,6 +46,7 @@ __all__ = [
     "Rate",
     "Shape",
     "Single",
+    "added_count",
     "fault_space",
     "parameter_count",
     "parse_fault_model",
