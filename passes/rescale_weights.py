@@ -21,8 +21,8 @@ from passes.linear import LINEAR, Array, along_output, largest_by_channel
 
 # Enlarged weights stay below 2^15, the range of the paper's Q15.16.
 RANGE_BITS = 15
-# The largest factor on a weight. Beyond it a network's own numbers are too small to matter, and
-# sums of enlarged products must stay far from the end of float32.
+# The largest factor on a weight: sums of enlarged products must stay far from the end of float32,
+# and no flip changes a weight enlarged by it by more than 2^-5.
 MOST_BITS = 20
 # An undo factor is stored divided by this, so that it has a word of its own in the same range.
 UNIT = 2.0**6
