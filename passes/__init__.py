@@ -24,9 +24,11 @@ from passes.fold_batchnorm import FoldBatchnorm, Refusal
 from passes.insert_hyrelu import LOWEST_OPSET, Form, InsertHyReLU, Site
 from passes.lift_constants import LiftConstants
 from passes.normalize_activations import NormalizeActivations
+from passes.rescale_weights import SCALE_SUFFIX, RescaleWeights, Sharing
 
 __all__ = [
     "LOWEST_OPSET",
+    "SCALE_SUFFIX",
     "Cleanup",
     "CutPoint",
     "DataFlow",
@@ -41,6 +43,8 @@ __all__ = [
     "PostconditionError",
     "PreconditionError",
     "Refusal",
+    "RescaleWeights",
+    "Sharing",
     "Site",
     "data_flow",
     "part_between",

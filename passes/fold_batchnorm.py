@@ -3,22 +3,19 @@
 from dataclasses import dataclass, field
 
 import numpy as np
-import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
 from passes.base import Pass, PostconditionError
 from passes.edits import in_default_domain, input_at, is_among, label, tensor_names, unique_name
-
-Array = npt.NDArray[np.floating]
-LINEAR = ("Conv", "ConvTranspose", "Gemm")
+from passes.linear import LINEAR, Array, along_output
 
 
 @dataclass(frozen=True)
 class Refusal:
-    """A BatchNormalization that stays, and why.
+    """A node that a pass leaves as it is, and why.
 
     Attributes:
-        node: The BatchNormalization, as a message names it.
+        node: The node, as a message names it.
         reason: One clause, such as ``its weight 'w' is shared with another node``.
     """
 
@@ -103,7 +100,7 @@ def _fold(graph: gs.Graph, node: gs.Node, taken: set[str]) -> None:
     ).astype(np.float64)
     with np.errstate(all="ignore"):
         factor = scale / np.sqrt(variance + node.attrs.get("epsilon", 1e-5))
-        new_weight = weight_value.astype(np.float64) * _along_output(linear, weight_value, factor)
+        new_weight = weight_value.astype(np.float64) * along_output(linear, weight_value, factor)
         offset = shift - factor * mean
         if linear.op == "Gemm":
             offset = offset / _beta(linear, bias)
@@ -163,17 +160,6 @@ def _constant(graph: gs.Graph, tensor: gs.Tensor, role: str, owner: gs.Node | No
     if value.dtype not in (np.float16, np.float32, np.float64):
         raise _NotFoldableError(f"its {role} {tensor.name!r} has type {value.dtype}")
     return value
-
-
-def _along_output(linear: gs.Node, weight: Array, factor: Array) -> Array:
-    """The factor, shaped so that it broadcasts along the weight's output axis."""
-    if linear.op == "Gemm":
-        return factor.reshape(-1, 1) if linear.attrs.get("transB", 0) else factor
-    if linear.op == "Conv":
-        return factor.reshape(-1, *[1] * (weight.ndim - 1))
-    groups = linear.attrs.get("group", 1)
-    per_input = factor.reshape(groups, 1, -1).repeat(weight.shape[0] // groups, axis=1)
-    return per_input.reshape(*weight.shape[:2], *[1] * (weight.ndim - 2))
 
 
 def _beta(linear: gs.Node, bias: gs.Tensor | None) -> float:

@@ -22,7 +22,7 @@ from proact_onnx.campaign.subject import Subject
 from proact_onnx.data import Dataset
 from proact_onnx.engine import Provider, Session, profile_activations, runtime_version, top1
 from proact_onnx.errors import ModelError, SettingsError
-from proact_onnx.faults import parameter_count
+from proact_onnx.faults import added_count, parameter_count
 from proact_onnx.fidelity import label_batch
 from proact_onnx.files import write_text
 from proact_onnx.harden import checkpoint_path, harden
@@ -243,7 +243,7 @@ class MethodComparison:
             if name != UNPROTECTED:
                 lost = clean[UNPROTECTED] - correct
                 drop = mean_interval(lost, (-1.0, 1.0), settings.inject.confidence)
-            count = sum(values.size for values in stored[name].values())
+            count = added_count(prepare(load_model(contender.path), fold_batchnorm=False).model)
             distance = distances[name]
             entries.append(
                 {

@@ -21,11 +21,12 @@ from proact_onnx.engine import (
     profile_activations,
 )
 from proact_onnx.errors import ModelError, SettingsError
-from proact_onnx.faults import parameter_count, parse_format
+from proact_onnx.faults import added_count, parameter_count, parse_format
 from proact_onnx.fidelity import Fidelity, compare, guessing, label_batch
 from proact_onnx.methods import METHODS, FitContext
 from proact_onnx.model import (
     check_writable,
+    is_scale,
     is_threshold,
     load_model,
     model_digest,
@@ -34,7 +35,7 @@ from proact_onnx.model import (
     set_provenance,
 )
 from proact_onnx.progress import LogReporter, Reporter
-from proact_onnx.rewrite import Form, Refusal, insert
+from proact_onnx.rewrite import Form, Refusal, Rescaled, Sharing, insert, rescale
 from proact_onnx.rewrite import prepare as prepare_model
 from proact_onnx.settings import HardenSettings, RuntimeSettings, ThresholdScale
 from proact_onnx.thresholds import Granularity, Thresholds, memory_overhead
@@ -48,12 +49,15 @@ class HardenReport:
         output: The hardened file.
         activations: The activations hardened, in topological order.
         thresholds: Their thresholds.
-        memory_overhead: Per cent of the original model's parameters (Eq. 6).
+        scales: Number of stored scales; 0 unless weights are rescaled.
+        memory_overhead: Thresholds and scales in per cent of the original model's parameters
+            (Eq. 6).
         fidelity: Both models compared on the test images.
         test_images: How many these are.
         labelled: Whether they have labels; otherwise the original model's classes stand in.
         raised_opset: The opset the file was converted to, if its own was too low for the form.
-        refusals: BatchNormalization nodes that could not be folded.
+        refusals: BatchNormalization nodes that could not be folded, and layers whose weights
+            could not be rescaled.
         evaluations: Images classified under fault to find the thresholds.
         seconds: Wall time.
     """
@@ -61,6 +65,7 @@ class HardenReport:
     output: Path
     activations: tuple[Activation, ...]
     thresholds: Thresholds
+    scales: int
     memory_overhead: float
     fidelity: Fidelity
     test_images: int
@@ -129,7 +134,8 @@ def harden(
     for refusal in prepared.refusals:
         reporter.notice(f"BatchNormalization {refusal.node!r} is not folded: {refusal.reason}")
     activations = find_activations(prepared.model)
-    if any(is_threshold(tensor.name) for tensor in prepared.model.graph.initializer):
+    stored = [tensor.name for tensor in prepared.model.graph.initializer]
+    if any(is_threshold(name) or is_scale(name) for name in stored):
         raise ModelError(f"{model} is hardened already: give the model it was made from")
     if not activations:
         raise ModelError(
@@ -191,20 +197,26 @@ def harden(
         slope=settings.slope,
         relative_slope=settings.slope_scale is ThresholdScale.RELATIVE,
     )
-    set_provenance(inserted.model, _provenance(digests, settings, thresholds))
-    fidelity = compare(original, Session(inserted.model, *provider), report)
-    save_model(inserted.model, output, inputs=(model,))
+    hardened, refusals = inserted.model, prepared.refusals
+    if settings.rescale != "none":
+        rescaled = rescale(hardened, Sharing(settings.rescale))
+        hardened, refusals = rescaled.model, (*refusals, *rescaled.refusals)
+        _tell_refusals(rescaled, reporter)
+    set_provenance(hardened, _provenance(digests, settings, thresholds))
+    fidelity = compare(original, Session(hardened, *provider), report)
+    save_model(hardened, output, inputs=(model,))
     checkpoint.remove()
     return HardenReport(
         output=output,
         activations=tuple(activations),
         thresholds=thresholds,
-        memory_overhead=memory_overhead(thresholds.count, parameters),
+        scales=added_count(hardened) - thresholds.count,
+        memory_overhead=memory_overhead(added_count(hardened), parameters),
         fidelity=fidelity,
         test_images=len(report.images),
         labelled=test_set.labels is not None,
         raised_opset=inserted.raised_opset,
-        refusals=prepared.refusals,
+        refusals=refusals,
         evaluations=fitted.evaluations,
         seconds=time.monotonic() - started,
     )
@@ -237,6 +249,17 @@ def split_roles(
     sizes[0] = max(1, min(sizes[0], len(calibration) - sum(sizes[1:])))
     fit_set, accept_set, *rest = split_disjoint(calibration, sizes, settings.seed)
     return fit_set, accept_set, test if test is not None else rest[0]
+
+
+def _tell_refusals(rescaled: Rescaled, reporter: Reporter) -> None:
+    if rescaled.layers:
+        for refusal in rescaled.refusals:
+            reporter.notice(f"{refusal.node} is not rescaled: {refusal.reason}")
+    elif rescaled.refusals:
+        first = rescaled.refusals[0]
+        reporter.warn(f"no layer is rescaled; of {first.node}, {first.reason}")
+    else:
+        reporter.warn("no layer is rescaled: the model stores no floating-point weights")
 
 
 def _choose(what: str, name: str, known: Mapping[str, Any] | list[Any]) -> str:

@@ -10,7 +10,7 @@ from proact_onnx.activations import Activation, find_activations
 from proact_onnx.errors import ModelError
 from proact_onnx.faults import fault_space, parameter_count
 from proact_onnx.messages import subgraphs
-from proact_onnx.model import HYRELU, is_threshold, load_model, opset
+from proact_onnx.model import HYRELU, is_scale, is_threshold, load_model, opset
 from proact_onnx.rewrite import Refusal, prepare
 from proact_onnx.thresholds import Granularity, memory_overhead, threshold_count
 
@@ -84,6 +84,7 @@ class Inspection:
         producer: Name and version of the exporter; empty if the file does not say.
         activations: What can be hardened, in topological order.
         protected: Tensors that are bounded already.
+        rescaled: Number of layers whose weights are stored enlarged.
         parameters: Stored weights and biases, with BatchNormalization folded, which is how the
             paper counts (VGG-16: 14.72 million), and without what hardening added. Weights that
             are quantised to 8 bits count as well.
@@ -99,6 +100,7 @@ class Inspection:
     producer: str
     activations: tuple[Activation, ...]
     protected: tuple[str, ...]
+    rescaled: int
     parameters: int
     fault_space_bits: int
     costs: tuple[Cost, ...]
@@ -125,6 +127,7 @@ def inspect_model(path: Path) -> Inspection:
         protected=tuple(
             tensor.name for tensor in model.graph.initializer if is_threshold(tensor.name)
         ),
+        rescaled=sum(is_scale(tensor.name) for tensor in model.graph.initializer),
         parameters=parameters,
         fault_space_bits=fault_space(stored, FLOAT_BITS).bits,
         costs=tuple(_cost(granularity, activations, parameters) for granularity in Granularity),

@@ -31,6 +31,9 @@ PROVENANCE_PREFIX = "proact_onnx."
 # Stands in the name of every tensor that hardening adds behind an activation.
 HYRELU = "/hyrelu/"
 THRESHOLD_SUFFIX = f"{HYRELU}threshold"
+# Stands in the name of every node and tensor that rescaling adds behind a layer.
+RESCALE = "/rescale/"
+SCALE_SUFFIX = f"{RESCALE}scale"
 
 
 @dataclass(frozen=True)
@@ -229,6 +232,11 @@ def provenance(model: onnx.ModelProto) -> dict[str, str]:
 def is_threshold(name: str) -> bool:
     """Tell whether an initializer holds the thresholds of an activation."""
     return name.endswith(THRESHOLD_SUFFIX)
+
+
+def is_scale(name: str) -> bool:
+    """Tell whether an initializer holds the scales of a layer's weights."""
+    return name.endswith(SCALE_SUFFIX)
 
 
 def computes_in_float16(model: onnx.ModelProto) -> bool:

@@ -9,7 +9,7 @@ import onnx.inliner
 import onnx.version_converter
 
 import passes
-from passes import DataFlow, Form, Refusal, data_flow
+from passes import DataFlow, Form, Refusal, Sharing, data_flow
 from proact_onnx.activations import find_activations, tensor_types
 from proact_onnx.errors import ModelError
 from proact_onnx.model import FLOAT_TYPES, THRESHOLD_SUFFIX, check_model, opset
@@ -21,12 +21,15 @@ __all__ = [
     "Inserted",
     "Prepared",
     "Refusal",
+    "Rescaled",
+    "Sharing",
     "data_flow",
     "expose",
     "insert",
     "part_between",
     "prepare",
     "raise_opset",
+    "rescale",
     "threshold_name",
 ]
 
@@ -58,6 +61,21 @@ class Inserted:
 
     model: onnx.ModelProto
     raised_opset: int | None
+
+
+@dataclass(frozen=True)
+class Rescaled:
+    """A model whose weights fill the range of fixed-point storage.
+
+    Attributes:
+        model: The model.
+        layers: Number of layers that were rescaled.
+        refusals: Layers with stored weights that were not, with the reason.
+    """
+
+    model: onnx.ModelProto
+    layers: int
+    refusals: tuple[Refusal, ...]
 
 
 def prepare(model: onnx.ModelProto, fold_batchnorm: bool = True) -> Prepared:
@@ -142,6 +160,22 @@ def insert(
     hardened, _ = _run(model, [step])
     check_model(hardened, "the hardened model")
     return Inserted(hardened, raised)
+
+
+def rescale(model: onnx.ModelProto, sharing: Sharing = Sharing.CHANNEL) -> Rescaled:
+    """Store weights and biases enlarged by powers of two, see `passes.RescaleWeights`.
+
+    Args:
+        model: A prepared or hardened model; it is not changed.
+        sharing: What shares a factor.
+
+    Raises:
+        ModelError: If the model is rescaled already, or cannot be rewritten.
+    """
+    step = passes.RescaleWeights(sharing)
+    rescaled, changes = _run(model, [step])
+    check_model(rescaled, "the rescaled model")
+    return Rescaled(rescaled, changes[step.name], tuple(step.refusals))
 
 
 def expose(model: onnx.ModelProto, tensors: Iterable[str]) -> onnx.ModelProto:

@@ -19,6 +19,7 @@ SETTINGS_FILE = "proact.toml"
 PROVIDERS = ("auto", "cpu", "cuda", "tensorrt", "openvino")
 EFFECTS = ("flip", "stuck-at-0", "stuck-at-1")
 BURST_AXES = ("bits", "words")
+RESCALINGS = ("none", "tensor", "channel")
 PAPER_TRIALS = 500
 
 # Section VI-A.
@@ -120,6 +121,9 @@ class HardenSettings:
             leaves it to the method.
         percentile: Of the activations that thresholds start from, instead of their maximum; None
             leaves it to the method.
+        rescale: What shares a power of two by which weights are stored enlarged, so that they fill
+            the range of fixed-point storage: ``tensor`` or ``channel``; ``none`` stores them as
+            they are.
         slack: Factor on profiled maxima. Another runtime's rounding must not push the largest
             legitimate value over its threshold.
         calibration_images: Images to profile and train on, at most.
@@ -156,6 +160,7 @@ class HardenSettings:
     form: str | None = None
     out_of_range: OutOfRange | None = None
     percentile: float | None = None
+    rescale: str = "none"
     slack: float = 1.01
     calibration_images: int = 2000
     accept_images: int = 1000
@@ -202,6 +207,7 @@ class HardenSettings:
         _check(self.search_trials, "search-trials", 1)
         _check(self.search_images, "search-images", 1)
         _check(self.search_rounds, "search-rounds", 1)
+        _check_choice(self.rescale, "rescale", RESCALINGS)
         _check(self.slack, "slack", 1.0)
         _check(self.calibration_images, "calibration-images", 1)
         _check(self.accept_images, "accept-images", 1)
@@ -248,7 +254,8 @@ class InjectSettings:
         half_width: Points of half a confidence interval of the accuracy at which to stop.
         protocol: ``adaptive``, or ``paper``: 500 fault maps on all images.
         format: How parameters are stored, ``Qm.n``, ``auto``, ``float32``, ...
-        targets: Kinds of parameter to fault: ``weight``, ``bias``, ``threshold``; empty for all.
+        targets: Kinds of parameter to fault: ``weight``, ``bias``, ``threshold``, ``scale``; empty
+            for all.
         layers: Patterns of the layers to fault; empty for all.
         bits: Positions of bits to fault, such as ``0-15,31``, 0 the least significant; empty for
             all.

@@ -95,9 +95,9 @@ def threshold_count(activations: Iterable[Activation], granularity: Granularity)
     return sum(math.prod(threshold_shape(activation, granularity)) for activation in activations)
 
 
-def memory_overhead(thresholds: int, parameters: int) -> float:
-    """Memory overhead in per cent of the unprotected model's parameters (Eq. 6)."""
-    return 100.0 * thresholds / parameters
+def memory_overhead(added: int, parameters: int) -> float:
+    """Memory overhead of added numbers in per cent of the unprotected parameters (Eq. 6)."""
+    return 100.0 * added / parameters
 
 
 def _spell(shape: tuple[int | None, ...]) -> str:

@@ -61,6 +61,7 @@ SAMPLES: dict[str, tuple[str, str, Any]] = {
     "harden.form": ("'a'", "smooth", "smooth"),
     "harden.out_of_range": ("'zero'", "clamp", OutOfRange.CLAMP),
     "harden.percentile": ("91", "99.5", 99.5),
+    "harden.rescale": ("'tensor'", "channel", "channel"),
     "harden.slack": ("1.5", "1.25", 1.25),
     "harden.calibration_images": ("70", "80", 80),
     "harden.accept_images": ("70", "80", 80),

@@ -8,18 +8,18 @@ import numpy.typing as npt
 from proact_onnx.campaign.distance import ActivationMeter, mean_distance
 from proact_onnx.campaign.subject import Subject
 from proact_onnx.campaign.trial import TrialRunner
-from proact_onnx.faults import FaultModel, FaultSpace, Kind, Parameter, Rate
+from proact_onnx.faults import FaultModel, FaultSpace, Parameter, Rate
 from proact_onnx.progress import Reporter
 
 
 def layers(space: FaultSpace) -> Mapping[str, FaultSpace]:
     """Divide the weights and biases of a fault space by layer, in the order of the graph.
 
-    Thresholds are left out, so that every method meets the same faults.
+    What hardening added is left out, so that every method meets the same faults.
     """
     found: dict[str, list[Parameter]] = {}
     for parameter in space.parameters:
-        if parameter.kind is not Kind.THRESHOLD:
+        if not parameter.kind.is_added:
             found.setdefault(parameter.layer, []).append(parameter)
     return {layer: FaultSpace(tuple(parameters)) for layer, parameters in found.items()}
 

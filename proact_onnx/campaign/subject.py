@@ -28,7 +28,6 @@ from proact_onnx.engine import (
 from proact_onnx.errors import ModelError
 from proact_onnx.faults import (
     FaultSpace,
-    Kind,
     fault_space,
     list_space,
     parameter_count,
@@ -124,9 +123,9 @@ class Subject:
         stored = fault_space(self.model, self.format.width)
         bits = None if settings.bits is None else parse_bits(settings.bits)
         self.space: FaultSpace = stored.restrict(settings.targets, settings.layers, bits)
-        thresholds = sum(p.size for p in stored.parameters if p.kind is Kind.THRESHOLD)
+        added = sum(p.size for p in stored.parameters if p.kind.is_added)
         parameters = parameter_count(self.model)
-        self.memory_overhead = memory_overhead(thresholds, parameters) if parameters else 0.0
+        self.memory_overhead = memory_overhead(added, parameters) if parameters else 0.0
         self._input = image_input(self.model)
         # All images are prepared for the golden run; the first shows whether they fit.
         self.prepare(data.images[:1])

@@ -86,8 +86,8 @@ class CampaignResult:
         images: Images in the data set.
         bits: Size of the fault space.
         saturated: Parameters outside the range of the format.
-        memory_overhead: Stored thresholds in per cent of the other parameters (Eq. 6); None where
-            a record of an earlier release does not say.
+        memory_overhead: Stored thresholds and scales in per cent of the other parameters (Eq. 6);
+            None where a record of an earlier release does not say.
         labelled: Whether labels were given; otherwise the golden run's classes stand in.
         classifier: Whether outputs are class scores; otherwise accuracy is the share of images
             within the tolerance.

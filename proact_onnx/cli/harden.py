@@ -30,6 +30,7 @@ from proact_onnx.console import BarReporter
 from proact_onnx.settings import OutOfRange, ThresholdScale
 
 _BOUNDS = "Bounds"
+_WEIGHTS = "Weights"
 _TRAINING = "Training (methods proact, fitact, brelu)"
 _SEARCH = "Search (method ftclipact)"
 
@@ -73,6 +74,16 @@ def harden(
             "Percentile of the activations to take as threshold, 90 to 100 (the maximum); methods "
             "ranger and clip-percentile.",
             _BOUNDS,
+        ),
+    ] = None,
+    rescale: Annotated[
+        str | None,
+        setting(
+            "harden.rescale",
+            "What shares a power of two by which weights are stored enlarged, to fill the range of "
+            "fixed-point storage.",
+            _WEIGHTS,
+            "none|tensor|channel",
         ),
     ] = None,
     slack: Annotated[
@@ -266,6 +277,7 @@ def harden(
         )
     say(
         f"memory overhead: {report.memory_overhead:.3g} % of the parameters "
-        f"({report.thresholds.count:,} thresholds)"
+        f"({report.thresholds.count:,} thresholds"
+        + (f" and {report.scales:,} scales)" if report.scales else ")")
     )
     say(f"hardened in {report.seconds:.1f} s: {spell(report.output)}")

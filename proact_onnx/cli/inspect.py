@@ -36,6 +36,8 @@ def inspect(
     )
     if found.protected:
         say(f"hardened already: {len(found.protected)} activations are bounded")
+    if found.rescaled:
+        say(f"the weights of {found.rescaled} layers are stored enlarged by powers of two")
     if found.activations:
         show(activation_table(found.activations, "activations, and the thresholds they need"))
         show(cost_table([(str(c.granularity), c.thresholds, c.overhead) for c in found.costs]))

@@ -24,6 +24,7 @@ from proact_onnx.faults.space import (
     FaultSpace,
     Kind,
     Parameter,
+    added_count,
     fault_space,
     parameter_count,
 )
@@ -46,6 +47,7 @@ __all__ = [
     "Rate",
     "Shape",
     "Single",
+    "added_count",
     "fault_space",
     "list_space",
     "parameter_count",

@@ -19,7 +19,7 @@ from proact_onnx.faults.sampling import (
     place_in_order,
     stream,
 )
-from proact_onnx.faults.space import FaultSpace, Kind, Parameter
+from proact_onnx.faults.space import FaultSpace, Parameter
 
 
 class Along(StrEnum):
@@ -180,8 +180,8 @@ class FaultModel:
     def _counted(
         self, every: "list[_Places]", upsets: int, seed: int, trial: int
     ) -> "list[tuple[_Places, Indices]]":
-        added = [places for places in every if places.parameter.kind is Kind.THRESHOLD]
-        shared = [places for places in every if places.parameter.kind is not Kind.THRESHOLD]
+        added = [places for places in every if places.parameter.kind.is_added]
+        shared = [places for places in every if not places.parameter.kind.is_added]
         in_added, in_shared = (sum(places.count for places in some) for some in (added, shared))
         if upsets > in_added + in_shared:
             raise SettingsError(

@@ -15,7 +15,7 @@ import onnx
 from onnx import numpy_helper
 
 from proact_onnx.errors import SettingsError
-from proact_onnx.model import is_threshold
+from proact_onnx.model import RESCALE, is_scale, is_threshold
 
 _INTEGERS = (
     onnx.TensorProto.INT8,
@@ -63,6 +63,12 @@ class Kind(StrEnum):
     WEIGHT = "weight"
     BIAS = "bias"
     THRESHOLD = "threshold"
+    SCALE = "scale"
+
+    @property
+    def is_added(self) -> bool:
+        """Whether hardening added the parameter; the original model has none of its kind."""
+        return self in (Kind.THRESHOLD, Kind.SCALE)
 
 
 @dataclass(frozen=True)
@@ -71,7 +77,7 @@ class Parameter:
 
     Attributes:
         name: Name of the initializer.
-        kind: Weight, bias or threshold.
+        kind: Weight, bias, threshold or scale.
         shape: Its shape.
         layer: Name of the node that reads it first (its output where the node has none).
         width: Bits of one stored word: those of the memory format, or of the integers of a
@@ -129,7 +135,7 @@ class FaultSpace:
         """Keep the parameters of some kinds, or of some layers, or some of their bits.
 
         Args:
-            kinds: ``weight``, ``bias``, ``threshold``; empty keeps all.
+            kinds: ``weight``, ``bias``, ``threshold``, ``scale``; empty keeps all.
             layers: Shell patterns matched against layer and parameter names; empty keeps all.
             bits: Positions of bits, 0 the least significant; None keeps all.
 
@@ -171,10 +177,10 @@ def fault_space(model: onnx.ModelProto, width: int) -> FaultSpace:
     """List the parameters that the model keeps in memory.
 
     These are its floating-point initializers and `Constant` nodes (exporters differ in which they
-    write), the integer weights and biases of quantised models, and the thresholds that hardening
-    added. A number without an axis, such as a scale or
-    the zero that all bounds write, is an immediate operand of the program; sizes, paddings and
-    clip bounds are part of the computation: none of these are in the fault space.
+    write), the integer weights and biases of quantised models, and the thresholds and scales that
+    hardening added. Another number without an axis, such as the zero that all bounds write, is an
+    immediate operand of the program; sizes, paddings and clip bounds are part of the computation:
+    none of these are in the fault space.
 
     Args:
         model: Any ONNX model.
@@ -208,9 +214,15 @@ def fault_space(model: onnx.ModelProto, width: int) -> FaultSpace:
 
 
 def parameter_count(model: onnx.ModelProto) -> int:
-    """Number of weights and biases, quantised ones included and thresholds left out (Eq. 6)."""
+    """Number of weights and biases, quantised ones included (Eq. 6)."""
     parameters = fault_space(model, 32).parameters
-    return sum(p.size for p in parameters if p.kind is not Kind.THRESHOLD)
+    return sum(p.size for p in parameters if not p.kind.is_added)
+
+
+def added_count(model: onnx.ModelProto) -> int:
+    """Number of thresholds and scales, which protection stores beside the parameters (Eq. 6)."""
+    parameters = fault_space(model, 32).parameters
+    return sum(p.size for p in parameters if p.kind.is_added)
 
 
 class _Stored(NamedTuple):
@@ -241,7 +253,7 @@ def _stored(graph: onnx.GraphProto, width: int) -> dict[str, _Stored]:
     return {
         name: found
         for name, found in stored.items()
-        if math.prod(found.shape) > 0 and (found.shape or is_threshold(name))
+        if math.prod(found.shape) > 0 and (found.shape or is_threshold(name) or is_scale(name))
     }
 
 
@@ -278,6 +290,10 @@ def _structural(node: onnx.NodeProto, position: int, stored: _Stored) -> bool:
 def _kind(name: str, stored: _Stored, node: onnx.NodeProto, position: int) -> Kind:
     if is_threshold(name):
         return Kind.THRESHOLD
+    if is_scale(name):
+        return Kind.SCALE
+    if node.op_type == "Mul" and node.output[0].endswith(f"{RESCALE}bias"):
+        return Kind.BIAS
     if position in _BIAS_INPUTS.get(node.op_type, frozenset()):
         return Kind.BIAS
     # Quantisers write biases in the wide integers that products are summed in.
@@ -288,7 +304,9 @@ def _kind(name: str, stored: _Stored, node: onnx.NodeProto, position: int) -> Ki
 
 
 def _layer(node: onnx.NodeProto) -> str:
-    return node.name or next(iter(node.output), node.op_type)
+    # Rescaling reads a bias and a scale in nodes of its own, named after the layer's.
+    name = node.name or next(iter(node.output), node.op_type)
+    return name.split(RESCALE)[0]
 
 
 def _matches(parameter: Parameter, pattern: str) -> bool:

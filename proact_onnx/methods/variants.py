@@ -16,6 +16,8 @@ _OPTIONS: Mapping[str, tuple[Mapping[str, Any], str]] = {
     "clamp": ({"out_of_range": OutOfRange.CLAMP}, "clamping"),
     "zero": ({"out_of_range": OutOfRange.ZERO}, "zeroing"),
     "no-distillation": ({"distillation": False}, "labels alone"),
+    "rescaled-tensor": ({"rescale": "tensor"}, "weights rescaled by tensor"),
+    "rescaled": ({"rescale": "channel"}, "weights rescaled"),
     "together": ({"progressive": False}, "all layers together"),
 }
 _TITLES = {
@@ -47,8 +49,13 @@ class Variant:
     def settings(self, base: HardenSettings) -> HardenSettings:
         """Return settings with the method and its options put in, and all else resolved."""
         chosen = replace(
-            base, method=self.method, granularity=None, form=None, out_of_range=None,
-        )  # fmt: skip
+            base,
+            method=self.method,
+            granularity=None,
+            form=None,
+            out_of_range=None,
+            rescale="none",
+        )
         return METHODS[self.method].resolve(replace(chosen, **self.options))
 
 
@@ -57,7 +64,8 @@ def parse_variant(name: str) -> Variant:
 
     Args:
         name: A method, and after hyphens any of ``layer``, ``channel``, ``neuron``, ``hybrid``,
-            ``clamp``, ``zero``, ``no-distillation`` and ``together``.
+            ``clamp``, ``zero``, ``no-distillation``, ``together``, ``rescaled`` (by channel) and
+            ``rescaled-tensor``.
 
     Raises:
         SettingsError: If the method or an option is not known.

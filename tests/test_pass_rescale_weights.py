@@ -1,0 +1,308 @@
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+
+from passes import RescaleWeights, Sharing, run_passes
+from passes.base import PassError
+from proact_onnx.faults import parse_format
+from proact_onnx.model import SCALE_SUFFIX
+from tests.numerics import Array, operators, parse, random_feed, run, run_reference
+
+HEAD = '<ir_version: 8, opset_import: ["": {opset}]>'
+GENERATOR = np.random.default_rng(0)
+
+
+def normal(*shape: int, scale: float = 0.1, dtype: type = np.float32) -> Array:
+    return (GENERATOR.standard_normal(shape) * scale).astype(dtype)
+
+
+def convolution(
+    attributes: str = "", weight: Array | None = None, bias: Array | None = None, dtype="float"
+) -> onnx.ModelProto:
+    weight = normal(6, 4, 3, 3) if weight is None else weight
+    inputs = "x, w" if bias is None else "x, w, b"
+    stored = {"w": weight} if bias is None else {"w": weight, "b": bias}
+    head = HEAD.format(opset=17)
+    return parse(
+        f"{head} net ({dtype}[N, 4, 8, 8] x) => ({dtype}[N, c, h, k] y) "
+        f"{{ z = Conv{attributes}({inputs})  y = Relu(z) }}",
+        **stored,
+    )
+
+
+def transposed(groups: int) -> onnx.ModelProto:
+    text = f"""{HEAD.format(opset=17)} net (float[N, 4, 5, 5] x) => (float[N, c, h, k] y)
+    {{ y = ConvTranspose<group: int = {groups}, strides: ints = [2, 2]>(x, w, b) }}"""
+    return parse(text, w=normal(4, 6 // groups, 3, 3), b=normal(6, scale=1))
+
+
+def gemm(attributes: str = "", weight: Array | None = None, bias: Array | None = None, opset=17):
+    weight = normal(5, 16) if weight is None else weight
+    bias = normal(5) if bias is None else bias
+    text = f"""{HEAD.format(opset=opset)} net (float[N, 16] x) => (float[N, m] y)
+    {{ y = Gemm<transB: int = 1{attributes}>(x, w, b) }}"""
+    return parse(text, w=weight, b=bias)
+
+
+def matmul(bias: Array, tail: str = "y = Add(b, z)") -> onnx.ModelProto:
+    text = f"""{HEAD.format(opset=17)} net (float[N, 3, 16] x) => (float[N, a, m] y)
+    {{ z = MatMul(x, w)  {tail} }}"""
+    return parse(text, w=normal(16, 5), b=bias)
+
+
+def rescaled(
+    model: onnx.ModelProto, sharing: Sharing = Sharing.CHANNEL
+) -> tuple[onnx.ModelProto, RescaleWeights]:
+    step = RescaleWeights(sharing)
+    result, changes = run_passes(model, [step])
+    assert changes == {"rescale-weights": len(step.scales)}
+    onnx.checker.check_model(result, full_check=True)
+    return result, step
+
+
+def stored(model: onnx.ModelProto, name: str) -> Array:
+    return next(onnx.numpy_helper.to_array(t) for t in model.graph.initializer if t.name == name)
+
+
+def assert_unchanged(model: onnx.ModelProto, sharing: Sharing = Sharing.CHANNEL) -> None:
+    """Same bits in ONNX's reference; in ONNX Runtime up to where a Gemm's bias is added."""
+    result, step = rescaled(model, sharing)
+    assert step.scales
+    assert step.refusals == []
+    feed = random_feed(model)
+    for before, after in zip(reference(model, feed), reference(result, feed), strict=True):
+        np.testing.assert_array_equal(after, before)
+    for optimise in (False, True):
+        pairs = zip(run(model, feed, optimise), run(result, feed, optimise), strict=True)
+        for before, after in pairs:
+            np.testing.assert_allclose(after, before, rtol=0, atol=2e-6 * np.abs(before).max())
+
+
+def reference(model: onnx.ModelProto, feed: dict[str, Array]) -> list[Array]:
+    """ONNX's reference, but for transposed convolutions in groups, which it cannot compute."""
+    grouped = any(
+        node.op_type == "ConvTranspose"
+        and any(a.name == "group" and a.i > 1 for a in node.attribute)
+        for node in model.graph.node
+    )
+    return run(model, feed) if grouped else run_reference(model, feed)
+
+
+BOTH = pytest.mark.parametrize("sharing", list(Sharing))
+
+
+@BOTH
+@pytest.mark.parametrize(
+    "model",
+    [
+        convolution(),
+        convolution(bias=normal(6, scale=1)),
+        convolution("<group: int = 2>", normal(6, 2, 3, 3), normal(6)),
+        convolution("<group: int = 4>", normal(4, 1, 3, 3), normal(4)),
+        transposed(1),
+        transposed(2),
+        gemm(),
+        gemm(", alpha: float = 0.5, beta: float = 2.0"),
+        gemm(bias=normal(1, 5)),
+        gemm(opset=9),
+        gemm(", beta: float = 4.0", opset=9),
+        matmul(normal(5)),
+        matmul(normal(1, 3, 5)),
+        matmul(normal(5), "y = Sub(z, b)"),
+        parse(
+            HEAD.format(opset=17) + "net (double[N, 4] x) => (double[N, m] y) { y = MatMul(x, w) }",
+            w=normal(4, 5, dtype=np.float64),
+        ),
+    ],
+)
+def test_changes_no_output(model: onnx.ModelProto, sharing: Sharing) -> None:
+    assert_unchanged(model, sharing)
+
+
+def test_convolutions_have_the_same_bits_in_onnx_runtime() -> None:
+    model = convolution(bias=normal(6, scale=1))
+    result, _ = rescaled(model)
+    feed = random_feed(model)
+    np.testing.assert_array_equal(run(result, feed)[0], run(model, feed)[0])
+
+
+def test_weights_fill_the_range() -> None:
+    weight, bias = normal(6, 4, 3, 3), normal(6, scale=0.3)
+    result, step = rescaled(convolution(weight=weight, bias=bias))
+    assert operators(result) == ["Conv", "Mul", "Add", "Mul", "Div", "Relu"]
+    assert step.scales == ["z/rescale/scale"]
+    scale = stored(result, "z/rescale/scale")
+    assert scale.shape == (1, 6, 1, 1)
+    factor = 64 * scale.reshape(6)
+    largest = np.maximum(np.abs(weight).max(axis=(1, 2, 3)), np.abs(bias) / 4)
+    expected = 2.0 ** np.floor(np.log2((2**15 - 2**-8) / largest))
+    np.testing.assert_array_equal(factor, expected)
+    np.testing.assert_array_equal(stored(result, "w"), weight * factor.reshape(6, 1, 1, 1))
+    np.testing.assert_array_equal(stored(result, "b").reshape(6), bias * factor / 4)
+    paper = parse_format("Q15.16")
+    for tensor in result.graph.initializer:
+        values = onnx.numpy_helper.to_array(tensor)
+        assert not paper.fit(values).saturated(values)
+
+
+def test_one_scale_for_a_tensor() -> None:
+    weight = normal(6, 4, 3, 3)
+    result, _ = rescaled(convolution(weight=weight), Sharing.TENSOR)
+    scale = stored(result, "z/rescale/scale")
+    assert scale.shape == ()
+    assert 2**14 <= np.abs(weight).max() * 64 * scale < 2**15
+    np.testing.assert_array_equal(stored(result, "w"), weight * 64 * scale)
+
+
+@pytest.mark.parametrize("largest", [0.25, 0.5, 1.0, np.nextafter(np.float32(0.5), 0)])
+def test_the_range_is_not_left_at_its_edge(largest: float) -> None:
+    weight = np.full((2, 4, 1, 1), largest, np.float32)
+    result, _ = rescaled(convolution(weight=weight))
+    assert 2**14 <= stored(result, "w").max() < 2**15
+
+
+def test_channels_that_are_dead_tiny_or_too_large() -> None:
+    weight = normal(4, 4, 1, 1)
+    weight[0], weight[1], weight[2] = 0, 1e-30, 1e6
+    result, _ = rescaled(convolution(weight=weight))
+    factor = 64 * stored(result, "z/rescale/scale").reshape(-1)
+    assert factor[:3].tolist() == [2**20, 2**20, 1]
+    assert_unchanged(convolution(weight=weight))
+
+
+def test_nothing_to_gain() -> None:
+    model = convolution(weight=np.full((2, 4, 1, 1), 20000, np.float32))
+    result, step = rescaled(model)
+    assert step.scales == step.refusals == []
+    assert result == model
+
+
+def test_a_flipped_high_bit_changes_little() -> None:
+    """None of a stored weight's bits changes it by more than twice its channel's largest."""
+    weight = normal(6, 4, 3, 3)
+    result, _ = rescaled(convolution(weight=weight))
+    scale = 64 * stored(result, "z/rescale/scale").reshape(6, 1, 1, 1)
+    paper = parse_format("Q15.16").fit(weight)
+    words = paper.encode(stored(result, "w"))
+    worst = max(
+        np.abs(paper.decode(words ^ np.uint32(1 << bit)) / scale - weight).max()
+        for bit in range(32)
+    )
+    assert worst <= 2 * np.abs(weight).max()
+    plain = paper.decode(paper.encode(weight) ^ np.uint32(1 << 31))
+    assert np.abs(plain - weight).max() > 30000
+
+
+def test_survives_the_optimiser_of_onnx_runtime(tmp_path) -> None:
+    model = convolution(weight=normal(16, 4, 3, 3), bias=normal(16))
+    result, _ = rescaled(model)
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+    options.log_severity_level = 4
+    onnxruntime.InferenceSession(
+        result.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    optimised = onnx.load(tmp_path / "optimised.onnx")
+    assert "Div" in operators(optimised)
+    largest = max(np.abs(onnx.numpy_helper.to_array(t)).max() for t in optimised.graph.initializer)
+    assert largest > 2**14
+
+
+def test_layers_that_share_an_output_with_a_skip_connection() -> None:
+    text = f"""{HEAD.format(opset=17)}
+    net (float[N, 4, 8, 8] x) => (float[N, 4, 8, 8] y, float[N, 4, 8, 8] z)
+    {{ a = Conv(x, v)  z = Conv(a, w)  s = Add(z, a)  y = Relu(s) }}"""
+    assert_unchanged(parse(text, v=normal(4, 4, 1, 1), w=normal(4, 4, 1, 1)))
+
+
+REFUSED = {
+    "its weight 'w' is shared with another node": (
+        "y = Conv(x, w)  z = Conv(y, w)",
+        {"w": normal(4, 4, 1, 1)},
+    ),
+    "its bias 'b' is shared with another node": (
+        "a = Conv(x, w, b)  y = Conv(a, v, b)  z = Relu(y)",
+        {"w": normal(4, 4, 1, 1), "v": normal(4, 4, 1, 1), "b": normal(4)},
+    ),
+    "its bias 'b' is not a constant": (
+        "s = Shape(x)  b = ReduceMean<axes: ints = [0, 2, 3], keepdims: int = 0>(x) "
+        "y = Conv(x, w, b)  z = Relu(y)",
+        {"w": normal(4, 4, 1, 1)},
+    ),
+    "its weight 'w' is not finite": (
+        "y = Conv(x, w)  z = Relu(y)",
+        {"w": np.full((4, 4, 1, 1), np.inf, np.float32)},
+    ),
+    "its weight 'w' is a vector": (
+        "a = MatMul(x, w)  y = Unsqueeze(a, axis)  z = Relu(y)",
+        {"w": normal(8), "axis": np.array([3])},
+    ),
+}
+
+
+@pytest.mark.parametrize("reason", REFUSED)
+def test_refusals(reason: str) -> None:
+    body, weights = REFUSED[reason]
+    text = f"""{HEAD.format(opset=17)}
+    net (float[N, 4, 8, 8] x) => (float[N, c, h, k] z) {{ {body} }}"""
+    model = parse(text, **weights)
+    result, step = rescaled(model)
+    assert result == model
+    assert {refusal.reason for refusal in step.refusals} == {reason}
+
+
+def test_float16_is_refused() -> None:
+    model = convolution(weight=normal(6, 4, 1, 1, dtype=np.float16), dtype="float16")
+    result, step = rescaled(model)
+    assert result == model
+    assert [refusal.reason for refusal in step.refusals] == ["its weight 'w' has type float16"]
+
+
+def test_a_weight_that_callers_may_override_is_refused() -> None:
+    model = convolution()
+    model.graph.input.append(
+        onnx.helper.make_tensor_value_info("w", onnx.TensorProto.FLOAT, [6, 4, 3, 3])
+    )
+    result, step = rescaled(model)
+    assert result == model
+    assert "may be overridden" in step.refusals[0].reason
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (2, 1)])
+def test_a_bias_of_fewer_numbers(shape: tuple[int, ...]) -> None:
+    model = gemm(bias=np.asarray(normal(*shape)))
+    result, step = rescaled(model)
+    assert result == model
+    assert "does not hold a number for each factor" in step.refusals[0].reason
+    if shape != (2, 1):
+        assert_unchanged(model, Sharing.TENSOR)
+
+
+def test_a_constant_that_is_no_bias_stays_as_it_is() -> None:
+    for bias in (normal(3, 1), normal(1, 1)):
+        model = matmul(bias)
+        result, step = rescaled(model)
+        assert operators(result) == ["MatMul", "Mul", "Div", "Add"]
+        np.testing.assert_array_equal(stored(result, "b"), bias)
+        assert step.refusals == []
+
+
+def test_not_twice() -> None:
+    result, _ = rescaled(convolution())
+    with pytest.raises(PassError, match="'z/rescale/scale': it is rescaled already"):
+        rescaled(result)
+
+
+def test_products_of_activations_are_left_alone() -> None:
+    text = (
+        f"""{HEAD.format(opset=17)} net (float[4, 4] x) => (float[4, 4] y) {{ y = MatMul(x, x) }}"""
+    )
+    result, step = rescaled(parse(text))
+    assert step.scales == step.refusals == []
+    assert operators(result) == ["MatMul"]
+
+
+def test_scales_are_known_by_their_names() -> None:
+    _, step = rescaled(convolution())
+    assert all(name.endswith(SCALE_SUFFIX) for name in step.scales)
