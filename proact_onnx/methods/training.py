@@ -1,6 +1,6 @@
 """What the methods that train thresholds share: the student, its teacher, and who accepts."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -13,8 +13,10 @@ from proact_onnx.mirror.train import Gate, State, train_thresholds
 from proact_onnx.rewrite import Form
 from proact_onnx.thresholds import FloatArray
 
-# How far from the profiled to the trained thresholds, in the order they are tried.
-_STEPS_BACK = (1.0, 0.5, 0.25)
+# How far from the profiled to the trained thresholds, in the order they are tried. All layers
+# together cost more than one, so they may have to go back further.
+_STEPS_OF_A_LAYER = (1.0, 0.5, 0.25)
+_STEPS_TOGETHER = (*_STEPS_OF_A_LAYER, 0.125, 0.0625, 0.03125)
 
 
 class Training:
@@ -23,7 +25,7 @@ class Training:
     Trained thresholds end no higher than the profiled ones, unless the smooth gate itself is
     deployed: a hard bound above the profiled value protects less and passes nothing more that is
     legitimate. Where they cost too much accuracy on the accept images, they go half way, three
-    quarters or all the way back.
+    quarters (all layers together: up to 31 of 32 parts) or all the way back.
 
     Args:
         context: What the method was given.
@@ -99,7 +101,7 @@ class Training:
             )
             context.reporter.advance(epochs[tensor] - trained.epochs_run)
             layer = self._student.inputs_from(tensor, self._accept_images)
-            for candidate in self._candidates(profiled, trained.values):
+            for candidate in self._candidates(profiled, trained.values, _STEPS_OF_A_LAYER):
                 scores = self._student.predict_from(layer, candidate[tensor])
                 if self._accuracy(scores) >= self._floor:
                     self._put(candidate)
@@ -140,7 +142,7 @@ class Training:
             on_epoch=keep,
         )
         context.reporter.advance(settings.epochs_together - trained.epochs_run)
-        for candidate in self._candidates(profiled, trained.values):
+        for candidate in self._candidates(profiled, trained.values, _STEPS_TOGETHER):
             self._put(candidate)
             if self._accuracy(self._student.predict(self._accept_images)) >= self._floor:
                 return
@@ -153,14 +155,17 @@ class Training:
             self._student.bound(tensor, values)
 
     def _candidates(
-        self, profiled: Mapping[str, FloatArray], trained: Mapping[str, FloatArray]
+        self,
+        profiled: Mapping[str, FloatArray],
+        trained: Mapping[str, FloatArray],
+        shares: Sequence[float],
     ) -> Iterator[dict[str, FloatArray]]:
         """From the trained thresholds back towards the profiled ones."""
         wanted = dict(trained)
         # Training lifts thresholds whose smooth gate dampens the largest values.
         if Form(self._context.settings.form or Form.HARD) is not Form.SMOOTH:
             wanted = {name: np.minimum(value, profiled[name]) for name, value in trained.items()}
-        for share in _STEPS_BACK:
+        for share in shares:
             yield {
                 name: np.asarray(start + share * (wanted[name] - start), np.float32)
                 for name, start in profiled.items()
