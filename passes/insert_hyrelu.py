@@ -21,10 +21,11 @@ class Form(StrEnum):
     HARD = "hard"
     SMOOTH = "smooth"
     SATURATE = "saturate"
+    CLAMP = "clamp"
 
 
 # The lowest opset that has every operator a form is made of.
-LOWEST_OPSET = {Form.HARD: 9, Form.SMOOTH: 9, Form.SATURATE: 8}
+LOWEST_OPSET = {Form.HARD: 9, Form.SMOOTH: 9, Form.SATURATE: 8, Form.CLAMP: 10}
 
 
 @dataclass(frozen=True)
@@ -59,9 +60,14 @@ class InsertHyReLU(Pass):
        ``z = k (lambda - r) / |lambda|`` for a slope relative to the threshold. The absolute value
        matters only when a fault has made lambda negative: without it everything would pass.
     3. saturate, ``min(r, lambda)``: ``Clip`` for a single threshold from opset 11 on, because
-       runtimes merge it into the convolution, ``Min`` otherwise. A NaN passes on some runtimes.
+       runtimes merge it into the convolution, ``Min`` otherwise. A NaN passes on some runtimes,
+       and so does a threshold that a fault made negative.
+    4. clamp, ``m = min(r, lambda)`` where ``m > 0``, else 0: ``ThresholdedRelu(Min(r, lambda))``
+       with alpha 0. For float64, which ONNX Runtime has no ThresholdedRelu for, it is
+       ``Where(Less(0, m), m, 0)``.
 
-    Infinity and NaN give 0 in the first two, for no comparison with them holds.
+    NaN gives 0 in all but saturate, for no comparison with it holds. Infinity gives 0 in the first
+    two and lambda in the others.
 
     The activation writes a new tensor ``<tensor>/hyrelu/relu``, and the bound writes the original
     name, so that every reader and every graph output, also inside subgraphs, follows.
@@ -143,6 +149,7 @@ class InsertHyReLU(Pass):
             Form.HARD: _hard,
             Form.SMOOTH: self._smooth,
             Form.SATURATE: _saturate,
+            Form.CLAMP: _clamp,
         }[self.form]
         write(steps, graph, rectified, threshold, bounded)
         after = position(graph, node) + 1
@@ -182,9 +189,11 @@ class _Steps:
         self.finish(op, inputs, output)
         return output
 
-    def finish(self, op: str, inputs: list[gs.Tensor], output: gs.Tensor) -> None:
+    def finish(
+        self, op: str, inputs: list[gs.Tensor], output: gs.Tensor, **attributes: float
+    ) -> None:
         name = unique_name(f"{self.prefix}{op}", self.taken)
-        self.nodes.append(gs.Node(op, name, inputs=inputs, outputs=[output]))
+        self.nodes.append(gs.Node(op, name, attributes, inputs=inputs, outputs=[output]))
 
     def constant(self, role: str, value: float) -> gs.Constant:
         """A number that all sites of one type share."""
@@ -218,3 +227,20 @@ def _saturate(
         steps.finish("Clip", [rectified, steps.constant("zero", 0.0), threshold], bounded)
     else:
         steps.finish("Min", [rectified, threshold], bounded)
+
+
+def _clamp(
+    steps: _Steps,
+    graph: gs.Graph,
+    rectified: gs.Tensor,
+    threshold: gs.Tensor,
+    bounded: gs.Tensor,
+) -> None:
+    # The comparison comes last, so that it also stops a threshold that is negative or NaN.
+    clamped = steps.add("Min", [rectified, threshold], "clamped")
+    if steps.dtype == np.float64:
+        zero = steps.constant("zero", 0.0)
+        positive = steps.add("Less", [zero, clamped], "positive")
+        steps.finish("Where", [positive, clamped, zero], bounded)
+    else:
+        steps.finish("ThresholdedRelu", [clamped], bounded, alpha=0.0)

@@ -137,6 +137,62 @@ def test_saturate(compute: object, threshold: object, opset: int) -> None:
     np.testing.assert_array_equal(y, expected)
 
 
+@RUNTIMES
+@THRESHOLDS
+@pytest.mark.parametrize("opset", [10, 13, 22])
+def test_clamp(compute: object, threshold: object, opset: int) -> None:
+    model = bounded(relu_net(opset), threshold, Form.CLAMP)
+    assert operators(model) == ["Relu", "Min", "ThresholdedRelu"]
+    [y] = compute(model, {"x": BITE})
+    expected = np.minimum(np.maximum(BITE, 0), np.float32(threshold))
+    np.testing.assert_array_equal(y, np.where(np.isnan(BITE), 0, expected))
+
+
+def convolution(channels: int = 16) -> onnx.ModelProto:
+    """A 1x1 convolution that hands every channel on, which ONNX Runtime runs in blocks."""
+    return parse(
+        f"""
+        <ir_version: 8, opset_import: ["": 17]>
+        net (float[N, {channels}, 4, 4] x) => (float[N, {channels}, 4, 4] z)
+        {{
+          c = Conv <group = {channels}> (x, w)
+          y = Relu(c)
+          z = Conv <group = {channels}> (y, w)
+        }}
+        """,
+        w=np.ones((channels, 1, 1, 1), np.float32),
+    )
+
+
+@pytest.mark.parametrize("form", [Form.HARD, Form.CLAMP])
+@pytest.mark.parametrize("channelwise", [False, True])
+@pytest.mark.parametrize(
+    "compute",
+    [run, lambda model, feed: run(model, feed, True), run_reference],
+    ids=["written", "optimised", "reference"],
+)
+def test_what_faults_make_of_a_convolution_is_contained(
+    compute: object, channelwise: bool, form: Form
+) -> None:
+    limits = np.linspace(0.25, 2, 16).reshape(1, 16, 1, 1) if channelwise else np.array(1.5)
+    limits = limits.astype(np.float32)
+    x = np.broadcast_to(BITE.reshape(1, 1, 4, 4), (2, 16, 4, 4)).copy()
+    [y] = compute(bounded(convolution(), limits, form), {"x": x})
+    rectified = np.where(np.isnan(x), 0, np.maximum(x, 0))
+    if form is Form.HARD:
+        expected = np.where(rectified <= limits, rectified, 0)
+    else:
+        expected = np.minimum(rectified, limits)
+    np.testing.assert_array_equal(y, expected)
+
+
+@pytest.mark.parametrize("threshold", [-2.0, np.finfo(np.float32).min])
+@RUNTIMES
+def test_a_negative_threshold_clamps_to_zero(compute: object, threshold: float) -> None:
+    [y] = compute(bounded(relu_net(), threshold, Form.CLAMP), {"x": BITE})
+    assert (y == 0).all()
+
+
 @pytest.mark.parametrize("form", list(Form))
 @pytest.mark.parametrize(("name", "dtype"), [("float16", np.float16), ("double", np.float64)])
 def test_other_types(form: Form, name: str, dtype: type) -> None:
@@ -151,6 +207,7 @@ def test_other_types(form: Form, name: str, dtype: type) -> None:
         Form.HARD: hard(x, 2.0),
         Form.SMOOTH: smooth(x, 2.0, K / 2),
         Form.SATURATE: np.clip(x, 0, 2),
+        Form.CLAMP: np.clip(x, 0, 2),
     }[form]
     np.testing.assert_allclose(y, expected, rtol=2e-2 if dtype is np.float16 else 1e-12, atol=1e-3)
 
@@ -240,6 +297,7 @@ def test_the_rectified_tensor_keeps_type_and_shape() -> None:
     ("opset", "form", "site", "message"),
     [
         (8, Form.HARD, {}, "form 'hard' needs opset 9 or newer, and the graph has 8"),
+        (9, Form.CLAMP, {}, "form 'clamp' needs opset 10 or newer, and the graph has 9"),
         (7, Form.SATURATE, {}, "form 'saturate' needs opset 8 or newer, and the graph has 7"),
         (17, Form.HARD, {"tensor": "n"}, "no node writes a tensor 'n'"),
         (17, Form.HARD, {"threshold_name": "x"}, "the name 'x' is taken"),

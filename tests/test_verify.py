@@ -63,7 +63,7 @@ class Network:
         for weight, threshold in zip(self.weights[:2], self.thresholds.values(), strict=True):
             r = np.maximum(values @ weight, 0)
             rectified.append(r)
-            if form is Form.SATURATE:
+            if form in (Form.SATURATE, Form.CLAMP):
                 values = np.minimum(r, threshold)
             else:
                 values = np.where(r <= threshold, r, 0)
@@ -90,7 +90,7 @@ def dataset(network: Network, labels: npt.NDArray[np.int64] | None = None) -> Da
 
 
 @pytest.mark.parametrize("batch", [1, 7, 128])
-@pytest.mark.parametrize("form", [Form.HARD, Form.SATURATE])
+@pytest.mark.parametrize("form", [Form.HARD, Form.SATURATE, Form.CLAMP])
 def test_what_is_clipped_where(form: Form, batch: int, network: Network, tmp_path: Path) -> None:
     labels = np.arange(IMAGES) % 4
     report = verify(
@@ -120,7 +120,7 @@ def test_what_is_clipped_where(form: Form, batch: int, network: Network, tmp_pat
     assert report.passed
 
 
-@pytest.mark.parametrize("form", [Form.HARD, Form.SATURATE])
+@pytest.mark.parametrize("form", [Form.HARD, Form.SATURATE, Form.CLAMP])
 def test_nothing_changes_where_nothing_is_clipped(
     form: Form, network: Network, tmp_path: Path
 ) -> None:
