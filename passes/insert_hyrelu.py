@@ -21,11 +21,11 @@ class Form(StrEnum):
     HARD = "hard"
     SMOOTH = "smooth"
     SATURATE = "saturate"
-    CLAMP = "clamp"
+    RAMP = "ramp"
 
 
 # The lowest opset that has every operator a form is made of.
-LOWEST_OPSET = {Form.HARD: 9, Form.SMOOTH: 9, Form.SATURATE: 8, Form.CLAMP: 10}
+LOWEST_OPSET = {Form.HARD: 9, Form.SMOOTH: 9, Form.SATURATE: 8, Form.RAMP: 10}
 
 
 @dataclass(frozen=True)
@@ -62,12 +62,13 @@ class InsertHyReLU(Pass):
     3. saturate, ``min(r, lambda)``: ``Clip`` for a single threshold from opset 11 on, because
        runtimes merge it into the convolution, ``Min`` otherwise. A NaN passes on some runtimes,
        and so does a threshold that a fault made negative.
-    4. clamp, ``m = min(r, lambda)`` where ``m > 0``, else 0: ``ThresholdedRelu(Min(r, lambda))``
-       with alpha 0. For float64, which ONNX Runtime has no ThresholdedRelu for, it is
-       ``Where(Less(0, m), m, 0)``.
+    4. ramp, ``m = min(r, 2 lambda - r)`` where ``m > 0``, else 0: the identity up to lambda, and
+       falling from there to 0 at 2 lambda. ``ThresholdedRelu(m)`` with alpha 0, or, for float64,
+       which ONNX Runtime has no ThresholdedRelu for, ``Where(Less(0, m), m, 0)``. Rounding is
+       monotone, so ``2 lambda - r`` is never below lambda where r is not above it, and such
+       values pass unchanged to the last bit.
 
-    NaN gives 0 in all but saturate, for no comparison with it holds. Infinity gives 0 in the first
-    two and lambda in the others.
+    Infinity and NaN give 0 in all but saturate, for no comparison with NaN holds.
 
     The activation writes a new tensor ``<tensor>/hyrelu/relu``, and the bound writes the original
     name, so that every reader and every graph output, also inside subgraphs, follows.
@@ -149,7 +150,7 @@ class InsertHyReLU(Pass):
             Form.HARD: _hard,
             Form.SMOOTH: self._smooth,
             Form.SATURATE: _saturate,
-            Form.CLAMP: _clamp,
+            Form.RAMP: _ramp,
         }[self.form]
         write(steps, graph, rectified, threshold, bounded)
         after = position(graph, node) + 1
@@ -229,18 +230,20 @@ def _saturate(
         steps.finish("Min", [rectified, threshold], bounded)
 
 
-def _clamp(
+def _ramp(
     steps: _Steps,
     graph: gs.Graph,
     rectified: gs.Tensor,
     threshold: gs.Tensor,
     bounded: gs.Tensor,
 ) -> None:
-    # The comparison comes last, so that it also stops a threshold that is negative or NaN.
-    clamped = steps.add("Min", [rectified, threshold], "clamped")
+    # Runtimes compute the sum of the two constants once, when they load the model.
+    end = steps.add("Add", [threshold, threshold], "end")
+    falling = steps.add("Sub", [end, rectified], "falling")
+    lower = steps.add("Min", [rectified, falling], "lower")
     if steps.dtype == np.float64:
         zero = steps.constant("zero", 0.0)
-        positive = steps.add("Less", [zero, clamped], "positive")
-        steps.finish("Where", [positive, clamped, zero], bounded)
+        positive = steps.add("Less", [zero, lower], "positive")
+        steps.finish("Where", [positive, lower, zero], bounded)
     else:
-        steps.finish("ThresholdedRelu", [clamped], bounded, alpha=0.0)
+        steps.finish("ThresholdedRelu", [lower], bounded, alpha=0.0)

@@ -115,7 +115,7 @@ class HardenSettings:
             ``clip-percentile``.
         granularity: ``layer``, ``channel``, ``neuron`` or ``hybrid``; None leaves it to the
             method.
-        form: How the bound is written: ``hard``, ``smooth``, ``saturate`` or ``clamp``; None leaves
+        form: How the bound is written: ``hard``, ``smooth``, ``saturate`` or ``ramp``; None leaves
             it to ``out_of_range``, and then to the method.
         out_of_range: Whether a value above its threshold becomes zero or the threshold; None
             leaves it to the method.
@@ -188,7 +188,7 @@ class HardenSettings:
 
     def __post_init__(self) -> None:
         if self.form is not None and self.out_of_range is not None:
-            clamps = self.form in ("saturate", "clamp")
+            clamps = self.form == "saturate"
             if clamps != (self.out_of_range is OutOfRange.CLAMP):
                 raise SettingsError(
                     f"form {self.form!r} does not {self.out_of_range} what is out of range: leave "

@@ -48,6 +48,12 @@ def hard(x: Array, threshold: object) -> Array:
     return np.where(np.maximum(x, 0) <= threshold, np.maximum(x, 0), 0)
 
 
+def ramp(x: Array, threshold: object) -> Array:
+    """Up with x to the threshold, down to 0 at twice the threshold; 0 for what is not finite."""
+    r = np.where(np.isfinite(x), np.maximum(x, 0), 0)
+    return np.where(r <= threshold, r, np.maximum(2 * np.asarray(threshold, x.dtype) - r, 0))
+
+
 def smooth(x: Array, threshold: object, k: object) -> Array:
     """The paper's function with its sign put right, and 0 where the gate is below 1e-7."""
     x64, limit = np.asarray(x, np.float64), np.asarray(threshold, np.float64)
@@ -140,12 +146,21 @@ def test_saturate(compute: object, threshold: object, opset: int) -> None:
 @RUNTIMES
 @THRESHOLDS
 @pytest.mark.parametrize("opset", [10, 13, 22])
-def test_clamp(compute: object, threshold: object, opset: int) -> None:
-    model = bounded(relu_net(opset), threshold, Form.CLAMP)
-    assert operators(model) == ["Relu", "Min", "ThresholdedRelu"]
+def test_ramp(compute: object, threshold: object, opset: int) -> None:
+    model = bounded(relu_net(opset), threshold, Form.RAMP)
+    assert operators(model) == ["Relu", "Add", "Sub", "Min", "ThresholdedRelu"]
     [y] = compute(model, {"x": BITE})
-    expected = np.minimum(np.maximum(BITE, 0), np.float32(threshold))
-    np.testing.assert_array_equal(y, np.where(np.isnan(BITE), 0, expected))
+    np.testing.assert_array_equal(y, ramp(BITE, np.float32(threshold)))
+
+
+@RUNTIMES
+def test_ramp_passes_what_lies_below_the_threshold_to_the_last_bit(compute: object) -> None:
+    generator = np.random.default_rng(0)
+    limits = np.exp(generator.uniform(-20, 20, (1, 8))).astype(np.float32)
+    x = generator.uniform(size=(5000, 8)).astype(np.float32) ** 4 * limits
+    x[0], x[1] = limits, np.nextafter(limits, np.float32(0))
+    [y] = compute(bounded(relu_net(), limits, Form.RAMP), {"x": x})
+    np.testing.assert_array_equal(y, x)
 
 
 def convolution(channels: int = 16) -> onnx.ModelProto:
@@ -164,7 +179,7 @@ def convolution(channels: int = 16) -> onnx.ModelProto:
     )
 
 
-@pytest.mark.parametrize("form", [Form.HARD, Form.CLAMP])
+@pytest.mark.parametrize("form", [Form.HARD, Form.RAMP])
 @pytest.mark.parametrize("channelwise", [False, True])
 @pytest.mark.parametrize(
     "compute",
@@ -178,18 +193,17 @@ def test_what_faults_make_of_a_convolution_is_contained(
     limits = limits.astype(np.float32)
     x = np.broadcast_to(BITE.reshape(1, 1, 4, 4), (2, 16, 4, 4)).copy()
     [y] = compute(bounded(convolution(), limits, form), {"x": x})
-    rectified = np.where(np.isnan(x), 0, np.maximum(x, 0))
-    if form is Form.HARD:
-        expected = np.where(rectified <= limits, rectified, 0)
-    else:
-        expected = np.minimum(rectified, limits)
-    np.testing.assert_array_equal(y, expected)
+    assert np.isfinite(y).all()
+    assert (y <= limits).all()
+    np.testing.assert_array_equal(y, (hard if form is Form.HARD else ramp)(x, limits))
 
 
 @pytest.mark.parametrize("threshold", [-2.0, np.finfo(np.float32).min])
 @RUNTIMES
-def test_a_negative_threshold_clamps_to_zero(compute: object, threshold: float) -> None:
-    [y] = compute(bounded(relu_net(), threshold, Form.CLAMP), {"x": BITE})
+def test_ramp_with_a_threshold_that_a_fault_made_negative_passes_nothing(
+    compute: object, threshold: float
+) -> None:
+    [y] = compute(bounded(relu_net(), threshold, Form.RAMP), {"x": BITE})
     assert (y == 0).all()
 
 
@@ -207,7 +221,7 @@ def test_other_types(form: Form, name: str, dtype: type) -> None:
         Form.HARD: hard(x, 2.0),
         Form.SMOOTH: smooth(x, 2.0, K / 2),
         Form.SATURATE: np.clip(x, 0, 2),
-        Form.CLAMP: np.clip(x, 0, 2),
+        Form.RAMP: ramp(x, 2.0),
     }[form]
     np.testing.assert_allclose(y, expected, rtol=2e-2 if dtype is np.float16 else 1e-12, atol=1e-3)
 
@@ -297,7 +311,7 @@ def test_the_rectified_tensor_keeps_type_and_shape() -> None:
     ("opset", "form", "site", "message"),
     [
         (8, Form.HARD, {}, "form 'hard' needs opset 9 or newer, and the graph has 8"),
-        (9, Form.CLAMP, {}, "form 'clamp' needs opset 10 or newer, and the graph has 9"),
+        (9, Form.RAMP, {}, "form 'ramp' needs opset 10 or newer, and the graph has 9"),
         (7, Form.SATURATE, {}, "form 'saturate' needs opset 8 or newer, and the graph has 7"),
         (17, Form.HARD, {"tensor": "n"}, "no node writes a tensor 'n'"),
         (17, Form.HARD, {"threshold_name": "x"}, "the name 'x' is taken"),
