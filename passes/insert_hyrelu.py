@@ -21,10 +21,11 @@ class Form(StrEnum):
     HARD = "hard"
     SMOOTH = "smooth"
     SATURATE = "saturate"
+    RAMP = "ramp"
 
 
 # The lowest opset that has every operator a form is made of.
-LOWEST_OPSET = {Form.HARD: 9, Form.SMOOTH: 9, Form.SATURATE: 8}
+LOWEST_OPSET = {Form.HARD: 9, Form.SMOOTH: 9, Form.SATURATE: 8, Form.RAMP: 10}
 
 
 @dataclass(frozen=True)
@@ -59,9 +60,15 @@ class InsertHyReLU(Pass):
        ``z = k (lambda - r) / |lambda|`` for a slope relative to the threshold. The absolute value
        matters only when a fault has made lambda negative: without it everything would pass.
     3. saturate, ``min(r, lambda)``: ``Clip`` for a single threshold from opset 11 on, because
-       runtimes merge it into the convolution, ``Min`` otherwise. A NaN passes on some runtimes.
+       runtimes merge it into the convolution, ``Min`` otherwise. A NaN passes on some runtimes,
+       and so does a threshold that a fault made negative.
+    4. ramp, ``m = min(r, 2 lambda - r)`` where ``m > 0``, else 0: the identity up to lambda, and
+       falling from there to 0 at 2 lambda. ``ThresholdedRelu(m)`` with alpha 0, or, for float64,
+       which ONNX Runtime has no ThresholdedRelu for, ``Where(Less(0, m), m, 0)``. Rounding is
+       monotone, so ``2 lambda - r`` is never below lambda where r is not above it, and such
+       values pass unchanged to the last bit.
 
-    Infinity and NaN give 0 in the first two, for no comparison with them holds.
+    Infinity and NaN give 0 in all but saturate, for no comparison with NaN holds.
 
     The activation writes a new tensor ``<tensor>/hyrelu/relu``, and the bound writes the original
     name, so that every reader and every graph output, also inside subgraphs, follows.
@@ -143,6 +150,7 @@ class InsertHyReLU(Pass):
             Form.HARD: _hard,
             Form.SMOOTH: self._smooth,
             Form.SATURATE: _saturate,
+            Form.RAMP: _ramp,
         }[self.form]
         write(steps, graph, rectified, threshold, bounded)
         after = position(graph, node) + 1
@@ -182,9 +190,11 @@ class _Steps:
         self.finish(op, inputs, output)
         return output
 
-    def finish(self, op: str, inputs: list[gs.Tensor], output: gs.Tensor) -> None:
+    def finish(
+        self, op: str, inputs: list[gs.Tensor], output: gs.Tensor, **attributes: float
+    ) -> None:
         name = unique_name(f"{self.prefix}{op}", self.taken)
-        self.nodes.append(gs.Node(op, name, inputs=inputs, outputs=[output]))
+        self.nodes.append(gs.Node(op, name, attributes, inputs=inputs, outputs=[output]))
 
     def constant(self, role: str, value: float) -> gs.Constant:
         """A number that all sites of one type share."""
@@ -218,3 +228,22 @@ def _saturate(
         steps.finish("Clip", [rectified, steps.constant("zero", 0.0), threshold], bounded)
     else:
         steps.finish("Min", [rectified, threshold], bounded)
+
+
+def _ramp(
+    steps: _Steps,
+    graph: gs.Graph,
+    rectified: gs.Tensor,
+    threshold: gs.Tensor,
+    bounded: gs.Tensor,
+) -> None:
+    # Runtimes compute the sum of the two constants once, when they load the model.
+    end = steps.add("Add", [threshold, threshold], "end")
+    falling = steps.add("Sub", [end, rectified], "falling")
+    lower = steps.add("Min", [rectified, falling], "lower")
+    if steps.dtype == np.float64:
+        zero = steps.constant("zero", 0.0)
+        positive = steps.add("Less", [zero, lower], "positive")
+        steps.finish("Where", [positive, lower, zero], bounded)
+    else:
+        steps.finish("ThresholdedRelu", [lower], bounded, alpha=0.0)

@@ -162,7 +162,8 @@ def _unprotected(model: onnx.ModelProto, activations: list[Activation]) -> Itera
 
 def _is_other_activation(node: onnx.NodeProto, found: set[str]) -> bool:
     """Tell whether a node is an activation function, but none that can be or is bounded."""
-    if node.domain not in ("", "ai.onnx") or any(HYRELU in name for name in node.output):
+    bounds = any(HYRELU in name for name in (*node.input, *node.output))
+    if node.domain not in ("", "ai.onnx") or bounds:
         return False
     if node.op_type == "Clip":
         return found.isdisjoint(node.output) and not any(map(is_threshold, node.input))

@@ -115,8 +115,8 @@ class HardenSettings:
             ``clip-percentile``.
         granularity: ``layer``, ``channel``, ``neuron`` or ``hybrid``; None leaves it to the
             method.
-        form: How the bound is written: ``hard``, ``smooth`` or ``saturate``; None leaves it to
-            ``out_of_range``, and then to the method.
+        form: How the bound is written: ``hard``, ``smooth``, ``saturate`` or ``ramp``; None leaves
+            it to ``out_of_range``, and then to the method.
         out_of_range: Whether a value above its threshold becomes zero or the threshold; None
             leaves it to the method.
         percentile: Of the activations that thresholds start from, instead of their maximum; None

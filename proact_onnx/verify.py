@@ -176,15 +176,23 @@ def _bounds(model: onnx.ModelProto, path: Path) -> Sequence[_Bound]:
     """Find what every threshold of a hardened model is compared with."""
     written = {name for node in model.graph.node for name in node.output}
     stored = {tensor.name: tensor for tensor in model.graph.initializer}
+    # The ramp adds a threshold to itself before it reads the activation.
+    doubled = {
+        node.output[0]: node.input[0]
+        for node in model.graph.node
+        if node.op_type == "Add" and node.input[0] == node.input[1]
+    }
     bounds = []
     for node in model.graph.node:
-        beside = [name for name in node.input if name in written]
-        for name in filter(is_threshold, node.input):
+        reads = [doubled.get(name, name) for name in node.input]
+        beside = [name for name in reads if name in written]
+        for name in filter(is_threshold, reads):
             # The smooth form also reads a threshold alone, for its relative slope.
             if name in stored and beside:
                 tensor = name.removesuffix(THRESHOLD_SUFFIX)
                 values = numpy_helper.to_array(stored[name])
-                bounds.append(_Bound(tensor, beside[0], values, node.op_type == "Sub"))
+                smooth = node.op_type == "Sub" and name in node.input
+                bounds.append(_Bound(tensor, beside[0], values, smooth))
     if not bounds:
         raise ModelError(f"{path} is not hardened: it stores no thresholds")
     return bounds

@@ -190,7 +190,7 @@ def test_no_model_is_named(refused: Refused, project: Path) -> None:
     ("options", "message"),
     [
         (["--method", "magic"], "unknown method 'magic': choose among proact, ranger"),
-        (["--form", "round"], "unknown form 'round': choose among hard, smooth, saturate"),
+        (["--form", "round"], "unknown form 'round': choose among hard, smooth, saturate, ramp"),
         (["--granularity", "net"], "unknown granularity 'net': choose among layer, channel"),
         (["--slack", "0.5"], "slack must be at least 1, not 0.5"),
         (["--learning-rate", "nan"], "learning-rate must be at least 0, not nan"),

@@ -301,7 +301,7 @@ def test_wrong_preprocessing_is_noticed(model: Path, caplog: pytest.LogCaptureFi
     assert "hardly better than guessing among 3 classes" in caplog.text
 
 
-@pytest.mark.parametrize("form", ["hard", "saturate"])
+@pytest.mark.parametrize("form", ["hard", "saturate", "ramp"])
 def test_a_hardened_file_shows_bounded_values(form: str, model: Path) -> None:
     """Same names, same faults on what both files store; no value passes its threshold."""
     settings = HardenSettings(

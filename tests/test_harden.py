@@ -302,7 +302,7 @@ def test_a_missing_model_is_what_the_message_is_about(calibration: Dataset, tmp_
     [
         ({"method": "magic"}, "unknown method 'magic': choose among proact, ranger"),
         ({"granularity": "pixel"}, "unknown granularity 'pixel': choose among layer, channel"),
-        ({"form": "soft"}, "unknown form 'soft': choose among hard, smooth, saturate"),
+        ({"form": "soft"}, "unknown form 'soft': choose among hard, smooth, saturate, ramp"),
     ],
 )
 def test_unknown_names(digits: Harden, changes: dict[str, str], message: str) -> None:
@@ -410,7 +410,7 @@ def test_a_batch_that_is_written_into_the_graph(noise: Dataset, tmp_path: Path, 
     np.testing.assert_allclose(other, one, rtol=1e-3)
 
 
-@pytest.mark.parametrize("form", ["hard", "smooth", "saturate"])
+@pytest.mark.parametrize("form", ["hard", "smooth", "saturate", "ramp"])
 @pytest.mark.parametrize("granularity", ["layer", "channel", "neuron", "hybrid"])
 def test_runtimes_agree_on_every_form(
     digits: Harden, test_set: Dataset, form: str, granularity: str

@@ -162,7 +162,7 @@ def test_what_is_left_unprotected(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("form", ["hard", "smooth", "saturate"])
+@pytest.mark.parametrize("form", ["hard", "smooth", "saturate", "ramp"])
 def test_a_hardened_model(tmp_path: Path, form: str, shared_dir: Path) -> None:
     original = shared_dir / "models" / "c10_resnet20_dynamo_op20.onnx"
     prepared = prepare(load_model(original)).model

@@ -48,6 +48,12 @@ def hard(x: Array, threshold: object) -> Array:
     return np.where(np.maximum(x, 0) <= threshold, np.maximum(x, 0), 0)
 
 
+def ramp(x: Array, threshold: object) -> Array:
+    """Up with x to the threshold, down to 0 at twice the threshold; 0 for what is not finite."""
+    r = np.where(np.isfinite(x), np.maximum(x, 0), 0)
+    return np.where(r <= threshold, r, np.maximum(2 * np.asarray(threshold, x.dtype) - r, 0))
+
+
 def smooth(x: Array, threshold: object, k: object) -> Array:
     """The paper's function with its sign put right, and 0 where the gate is below 1e-7."""
     x64, limit = np.asarray(x, np.float64), np.asarray(threshold, np.float64)
@@ -137,6 +143,70 @@ def test_saturate(compute: object, threshold: object, opset: int) -> None:
     np.testing.assert_array_equal(y, expected)
 
 
+@RUNTIMES
+@THRESHOLDS
+@pytest.mark.parametrize("opset", [10, 13, 22])
+def test_ramp(compute: object, threshold: object, opset: int) -> None:
+    model = bounded(relu_net(opset), threshold, Form.RAMP)
+    assert operators(model) == ["Relu", "Add", "Sub", "Min", "ThresholdedRelu"]
+    [y] = compute(model, {"x": BITE})
+    np.testing.assert_array_equal(y, ramp(BITE, np.float32(threshold)))
+
+
+@RUNTIMES
+def test_ramp_passes_what_lies_below_the_threshold_to_the_last_bit(compute: object) -> None:
+    generator = np.random.default_rng(0)
+    limits = np.exp(generator.uniform(-20, 20, (1, 8))).astype(np.float32)
+    x = generator.uniform(size=(5000, 8)).astype(np.float32) ** 4 * limits
+    x[0], x[1] = limits, np.nextafter(limits, np.float32(0))
+    [y] = compute(bounded(relu_net(), limits, Form.RAMP), {"x": x})
+    np.testing.assert_array_equal(y, x)
+
+
+def convolution(channels: int = 16) -> onnx.ModelProto:
+    """A 1x1 convolution that hands every channel on, which ONNX Runtime runs in blocks."""
+    return parse(
+        f"""
+        <ir_version: 8, opset_import: ["": 17]>
+        net (float[N, {channels}, 4, 4] x) => (float[N, {channels}, 4, 4] z)
+        {{
+          c = Conv <group = {channels}> (x, w)
+          y = Relu(c)
+          z = Conv <group = {channels}> (y, w)
+        }}
+        """,
+        w=np.ones((channels, 1, 1, 1), np.float32),
+    )
+
+
+@pytest.mark.parametrize("form", [Form.HARD, Form.RAMP])
+@pytest.mark.parametrize("channelwise", [False, True])
+@pytest.mark.parametrize(
+    "compute",
+    [run, lambda model, feed: run(model, feed, True), run_reference],
+    ids=["written", "optimised", "reference"],
+)
+def test_what_faults_make_of_a_convolution_is_contained(
+    compute: object, channelwise: bool, form: Form
+) -> None:
+    limits = np.linspace(0.25, 2, 16).reshape(1, 16, 1, 1) if channelwise else np.array(1.5)
+    limits = limits.astype(np.float32)
+    x = np.broadcast_to(BITE.reshape(1, 1, 4, 4), (2, 16, 4, 4)).copy()
+    [y] = compute(bounded(convolution(), limits, form), {"x": x})
+    assert np.isfinite(y).all()
+    assert (y <= limits).all()
+    np.testing.assert_array_equal(y, (hard if form is Form.HARD else ramp)(x, limits))
+
+
+@pytest.mark.parametrize("threshold", [-2.0, np.finfo(np.float32).min])
+@RUNTIMES
+def test_ramp_with_a_threshold_that_a_fault_made_negative_passes_nothing(
+    compute: object, threshold: float
+) -> None:
+    [y] = compute(bounded(relu_net(), threshold, Form.RAMP), {"x": BITE})
+    assert (y == 0).all()
+
+
 @pytest.mark.parametrize("form", list(Form))
 @pytest.mark.parametrize(("name", "dtype"), [("float16", np.float16), ("double", np.float64)])
 def test_other_types(form: Form, name: str, dtype: type) -> None:
@@ -151,6 +221,7 @@ def test_other_types(form: Form, name: str, dtype: type) -> None:
         Form.HARD: hard(x, 2.0),
         Form.SMOOTH: smooth(x, 2.0, K / 2),
         Form.SATURATE: np.clip(x, 0, 2),
+        Form.RAMP: ramp(x, 2.0),
     }[form]
     np.testing.assert_allclose(y, expected, rtol=2e-2 if dtype is np.float16 else 1e-12, atol=1e-3)
 
@@ -240,6 +311,7 @@ def test_the_rectified_tensor_keeps_type_and_shape() -> None:
     ("opset", "form", "site", "message"),
     [
         (8, Form.HARD, {}, "form 'hard' needs opset 9 or newer, and the graph has 8"),
+        (9, Form.RAMP, {}, "form 'ramp' needs opset 10 or newer, and the graph has 9"),
         (7, Form.SATURATE, {}, "form 'saturate' needs opset 8 or newer, and the graph has 7"),
         (17, Form.HARD, {"tensor": "n"}, "no node writes a tensor 'n'"),
         (17, Form.HARD, {"threshold_name": "x"}, "the name 'x' is taken"),

@@ -65,6 +65,8 @@ class Network:
             rectified.append(r)
             if form is Form.SATURATE:
                 values = np.minimum(r, threshold)
+            elif form is Form.RAMP:
+                values = np.maximum(np.minimum(r, 2 * threshold - r), 0)
             else:
                 values = np.where(r <= threshold, r, 0)
         return rectified, values @ self.weights[2]
@@ -90,7 +92,7 @@ def dataset(network: Network, labels: npt.NDArray[np.int64] | None = None) -> Da
 
 
 @pytest.mark.parametrize("batch", [1, 7, 128])
-@pytest.mark.parametrize("form", [Form.HARD, Form.SATURATE])
+@pytest.mark.parametrize("form", [Form.HARD, Form.SATURATE, Form.RAMP])
 def test_what_is_clipped_where(form: Form, batch: int, network: Network, tmp_path: Path) -> None:
     labels = np.arange(IMAGES) % 4
     report = verify(
@@ -120,7 +122,7 @@ def test_what_is_clipped_where(form: Form, batch: int, network: Network, tmp_pat
     assert report.passed
 
 
-@pytest.mark.parametrize("form", [Form.HARD, Form.SATURATE])
+@pytest.mark.parametrize("form", [Form.HARD, Form.SATURATE, Form.RAMP])
 def test_nothing_changes_where_nothing_is_clipped(
     form: Form, network: Network, tmp_path: Path
 ) -> None:

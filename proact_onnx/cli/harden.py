@@ -61,7 +61,7 @@ def harden(
     ] = None,
     form: Annotated[
         str | None,
-        setting("harden.form", "How bounds are written.", _BOUNDS, "hard|smooth|saturate"),
+        setting("harden.form", "How bounds are written.", _BOUNDS, "hard|smooth|saturate|ramp"),
     ] = None,
     out_of_range: Annotated[
         OutOfRange | None,
