@@ -1,10 +1,8 @@
 """Methods side by side on one model: harden with each, one paired campaign, one summary."""
 
 import hashlib
-import importlib.metadata
 import json
 import math
-import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -12,20 +10,22 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import onnx
 from onnx import numpy_helper
 from scipy import stats
 
 from proact_onnx.activations import find_activations
 from proact_onnx.campaign import Campaign, CampaignResult, Estimate, mean_interval
 from proact_onnx.campaign.layerwise import layerwise_distances
-from proact_onnx.campaign.subject import Subject
+from proact_onnx.campaign.subject import Subject, versions
 from proact_onnx.data import Dataset
-from proact_onnx.engine import Provider, Session, profile_activations, runtime_version, top1
+from proact_onnx.engine import Provider, Session, profile_activations, top1
 from proact_onnx.errors import ModelError, SettingsError
 from proact_onnx.faults import added_count, parameter_count
 from proact_onnx.fidelity import label_batch
 from proact_onnx.files import write_text
 from proact_onnx.harden import checkpoint_path, harden
+from proact_onnx.methods import LabelledBatch
 from proact_onnx.methods.variants import Variant, parse_variant
 from proact_onnx.model import is_threshold, load_model, model_digest, provenance
 from proact_onnx.progress import Reporter
@@ -35,7 +35,7 @@ from proact_onnx.thresholds import memory_overhead
 
 UNPROTECTED = "none"
 COMPARISON = "comparison.json"
-_VERSION = 1
+VERSION = 1
 # Images that show the ranges of activations.
 _RANGE_IMAGES = 1000
 
@@ -232,18 +232,25 @@ class MethodComparison:
         self, hardened: Mapping[str, Hardening], distances: Mapping[str, Estimate | None]
     ) -> None:
         settings = self._settings
-        clean = {c.name: self._clean(c.path) for c in self.contenders}
         names = [c.name for c in self.contenders]
         entries = []
-        stored = {c.name: _thresholds(c.path) for c in self.contenders}
-        parameters = parameter_count(prepare(load_model(self._model)).model)
+        stored = {}
+        unprotected = load_model(self._model)
+        prepared = prepare(unprotected).model
+        parameters = parameter_count(prepared)
+        before = Session(unprotected, *self._arguments)
+        batch = label_batch(self._test, before, settings.preprocessing)
+        right_before = self._right(before, batch)
         for contender in self.contenders:
-            name, correct = contender.name, clean[contender.name]
-            drop = Estimate(0.0, 0.0, 0.0)
+            name = contender.name
+            model = load_model(contender.path)
+            stored[name] = _thresholds(model)
+            right, drop = right_before, Estimate(0.0, 0.0, 0.0)
             if name != UNPROTECTED:
-                lost = clean[UNPROTECTED] - correct
-                drop = mean_interval(lost, (-1.0, 1.0), settings.inject.confidence)
-            count = added_count(prepare(load_model(contender.path), fold_batchnorm=False).model)
+                right = self._right(Session(model, *self._arguments), batch)
+                confidence = settings.inject.confidence
+                drop = mean_interval(right_before - right, (-1.0, 1.0), confidence)
+            count = added_count(prepare(model, fold_batchnorm=False).model)
             distance = distances[name]
             entries.append(
                 {
@@ -254,36 +261,36 @@ class MethodComparison:
                     "record": self.record(contender).name,
                     "thresholds": count,
                     "memory_overhead": memory_overhead(count, parameters) if parameters else 0.0,
-                    "clean_accuracy": float(correct.mean()),
+                    "clean_accuracy": float(right.mean()),
                     "clean_drop": asdict(drop),
                     "seconds": hardened[name].seconds,
                     "evaluations": hardened[name].evaluations,
                     "distance": None if distance is None else asdict(distance),
-                    "settings": _settings_of(contender, settings),
+                    "settings": _settings_of(contender, model, settings),
                 }
             )
         content = {
-            "version": _VERSION,
+            "version": VERSION,
             "model": self._model.name,
             "command": self._command,
-            "made_by": _versions(),
+            "made_by": versions("torch"),
             "confidence": settings.inject.confidence,
             "drop_limit": settings.compare.drop_limit,
             "images": len(self._test),
             "seed": settings.inject.seed,
             "reference": _reference(names),
             "entries": entries,
-            "layers": self._layers(stored),
+            "layers": self._layers(prepared, stored),
         }
         write_text(self._folder / COMPARISON, json.dumps(content, indent=1) + "\n")
 
-    def _clean(self, path: Path) -> npt.NDArray[np.float64]:
-        """Tell of every test image whether a model classifies it as labelled, 0 or 1."""
+    @property
+    def _arguments(self) -> tuple[Provider, int, int]:
         runtime = self._settings.runtime
-        arguments = (Provider(runtime.provider), runtime.threads, runtime.batch_size)
-        session = Session(load_model(path), *arguments)
-        original = Session(load_model(self._model), *arguments)
-        batch = label_batch(self._test, original, self._settings.preprocessing)
+        return Provider(runtime.provider), runtime.threads, runtime.batch_size
+
+    def _right(self, session: Session, batch: LabelledBatch) -> npt.NDArray[np.float64]:
+        """Tell of every image whether a model classifies it as labelled, 0 or 1."""
         if batch.labels is None:
             raise ModelError(
                 f"{self._model.name} gives no class scores, which methods are compared by: use "
@@ -291,17 +298,18 @@ class MethodComparison:
             )
         return top1(session.run(batch.images)).correct(batch.labels).astype(np.float64)
 
-    def _layers(self, stored: Mapping[str, Mapping[str, npt.NDArray[Any]]]) -> list[dict[str, Any]]:
+    def _layers(
+        self, model: onnx.ModelProto, stored: Mapping[str, Mapping[str, npt.NDArray[Any]]]
+    ) -> list[dict[str, Any]]:
         """Largest value of every activation, and the thresholds it was given."""
-        model = prepare(load_model(self._model)).model
         activations = find_activations(model)
         source = self._test if self._calibration is None else self._calibration
         data = source.take(range(min(len(source), _RANGE_IMAGES)))
-        runtime = self._settings.runtime
-        session = Session(model, Provider(runtime.provider), runtime.threads, runtime.batch_size)
+        session = Session(model, *self._arguments)
         images = label_batch(data, session, self._settings.preprocessing).images
+        provider, threads, _ = self._arguments
         profile = profile_activations(
-            model, activations, images, provider=Provider(runtime.provider), threads=runtime.threads
+            model, activations, images, provider=provider, threads=threads
         )
         rows = []
         for activation in activations:
@@ -324,20 +332,22 @@ def _reference(names: Sequence[str]) -> str | None:
     return others[-1] if others else None
 
 
-def _thresholds(path: Path) -> dict[str, npt.NDArray[Any]]:
+def _thresholds(model: onnx.ModelProto) -> dict[str, npt.NDArray[Any]]:
     """Stored thresholds by name of their initializer."""
     return {
         tensor.name: numpy_helper.to_array(tensor)
-        for tensor in load_model(path).graph.initializer
+        for tensor in model.graph.initializer
         if is_threshold(tensor.name)
     }
 
 
-def _settings_of(contender: Contender, settings: Settings) -> dict[str, Any]:
+def _settings_of(
+    contender: Contender, model: onnx.ModelProto, settings: Settings
+) -> dict[str, Any]:
     """How a model was hardened; of a file given, what it says itself."""
     if contender.variant is not None:
         return asdict(contender.variant.settings(settings.harden))
-    told = provenance(load_model(contender.path)).get("settings")
+    told = provenance(model).get("settings")
     return dict(json.loads(told)) if told else {}
 
 
@@ -369,9 +379,3 @@ def _keep(note: Path, identity: Mapping[str, Any], made: Path, result: Mapping[s
 def _plain(content: Mapping[str, Any]) -> Any:
     """The same as it comes back from a JSON file."""
     return json.loads(json.dumps(content))
-
-
-def _versions() -> dict[str, str]:
-    packages = ("proact-onnx", "numpy", "onnx", "torch")
-    found = {name: importlib.metadata.version(name) for name in packages}
-    return {**found, "onnxruntime": runtime_version(), "python": platform.python_version()}

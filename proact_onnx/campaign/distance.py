@@ -98,18 +98,25 @@ class ActivationMeter:
             if injection is not None:
                 injection.undo(self._engine)
 
-    def effects(self, injection: Injection, images: Array) -> tuple[Array, list[LayerEffect]]:
+    def golden(self, images: Array) -> list[list[Array]]:
+        """Activations of some images without faults, batch by batch."""
+        return [values for _, values in self.stream(images)]
+
+    def effects(
+        self, injection: Injection, images: Array, golden: list[list[Array]] | None = None
+    ) -> tuple[Array, list[LayerEffect]]:
         """Measure faults on some images.
 
         Args:
             injection: The faults; they are undone.
             images: ``[N, ...]``.
+            golden: What `golden` gives for them, where several injections share the images.
 
         Returns:
             The faulty outputs, ``[N, ...]``, and the effect on every activation in topological
             order.
         """
-        golden = [values for _, values in self.stream(images)]
+        golden = self.golden(images) if golden is None else golden
         outputs, faulty = zip(*self.stream(images, injection), strict=True)
         effects = [
             _compare(tensor, expected, actual)

@@ -102,13 +102,7 @@ class DistributionStudy:
         runtime: RuntimeSettings | None = None,
     ) -> None:
         self._settings = settings or ProfileSettings()
-        self._subject = Subject(
-            model,
-            data,
-            inject or InjectSettings(),
-            preprocessing or Preprocessing(),
-            runtime or RuntimeSettings(),
-        )
+        self._subject = Subject(model, data, inject, preprocessing, runtime)
         self._tensors = _choose(
             activation_outputs(self._subject.model), self._settings.activations, model
         )

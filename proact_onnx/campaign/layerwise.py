@@ -53,10 +53,11 @@ def layerwise_distances(
     found = np.zeros((trials, len(spaces)))
     for trial in range(trials):
         chosen = golden.images[runner.choose(trial, images)]
+        activations = meter.golden(chosen)
         for column, space in enumerate(spaces.values()):
             injection = golden.encoded.inject(model.draw(space, seed, trial))
             if injection.words:
-                _, effects = meter.effects(injection, chosen)
+                _, effects = meter.effects(injection, chosen, activations)
                 found[trial, column] = mean_distance(effects)
             reporter.advance()
     return np.asarray(np.nan_to_num(found, nan=np.inf, posinf=np.inf).mean(axis=1))

@@ -141,7 +141,7 @@ class Replay:
             data,
             _settings(identity, self._record),
             _preprocessing(identity),
-            runtime or RuntimeSettings(),
+            runtime,
         )
         for part, name in (("model", str(model)), ("data", data.source)):
             if subject.identity[part] != identity[part]:

@@ -53,14 +53,8 @@ class Campaign:
         preprocessing: Preprocessing | None = None,
         runtime: RuntimeSettings | None = None,
     ) -> None:
-        self.settings = settings or InjectSettings()
-        self._subject = Subject(
-            model,
-            data,
-            self.settings,
-            preprocessing or Preprocessing(),
-            runtime or RuntimeSettings(),
-        )
+        self._subject = Subject(model, data, settings, preprocessing, runtime)
+        self.settings = self._subject.settings
         self._images = self._fixed_images()
         images = "pilot" if self._images is None else min(self._images, len(data))
         self._identity = {**self._subject.identity, "images": images}

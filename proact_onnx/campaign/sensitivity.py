@@ -135,13 +135,7 @@ class Sensitivity:
         runtime: RuntimeSettings | None = None,
     ) -> None:
         self._settings = settings or SensitivitySettings()
-        self._subject = Subject(
-            model,
-            data,
-            inject or InjectSettings(),
-            preprocessing or Preprocessing(),
-            runtime or RuntimeSettings(),
-        )
+        self._subject = Subject(model, data, inject, preprocessing, runtime)
         self._identity = {
             **self._subject.identity,
             "command": "sensitivity",

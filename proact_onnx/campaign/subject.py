@@ -78,6 +78,13 @@ class GoldenRun:
         return self.judge.unchanged(np.arange(len(self.images))).classes
 
 
+def versions(*more: str) -> dict[str, str]:
+    """Versions of the packages that every result depends on, and of some more."""
+    packages = ("proact-onnx", "numpy", "onnx", *more)
+    found = {package: importlib.metadata.version(package) for package in packages}
+    return {**found, "onnxruntime": runtime_version(), "python": platform.python_version()}
+
+
 def tell_reuse(stages: PrefixCache, reporter: Reporter) -> None:
     """Say how far trials were spared what lies before their faults."""
     if stages.made + stages.discarded:
@@ -106,17 +113,17 @@ class Subject:
         self,
         model: Path,
         data: Dataset,
-        settings: InjectSettings,
-        preprocessing: Preprocessing,
-        runtime: RuntimeSettings,
+        settings: InjectSettings | None = None,
+        preprocessing: Preprocessing | None = None,
+        runtime: RuntimeSettings | None = None,
     ) -> None:
         self.path = model
         self.data = data
-        self.settings = settings
-        self.runtime = runtime
+        self.settings = settings = settings or InjectSettings()
+        self.runtime = runtime = runtime or RuntimeSettings()
         self.format = parse_format(settings.format)
         self.arguments = (Provider(runtime.provider), runtime.threads, runtime.batch_size)
-        self._preprocessing = preprocessing
+        self._preprocessing = preprocessing or Preprocessing()
         loaded = load_model(model)
         self._digest = model_digest(loaded)
         self.model = prepare_model(loaded, fold_batchnorm=False).model
@@ -263,14 +270,8 @@ class Subject:
 
     def made_by(self, golden: GoldenRun) -> dict[str, str]:
         """Versions of everything that takes part, the files, and the time."""
-        versions = {
-            package: importlib.metadata.version(package)
-            for package in ("proact-onnx", "numpy", "onnx")
-        }
         return {
-            **versions,
-            "onnxruntime": runtime_version(),
-            "python": platform.python_version(),
+            **versions(),
             "engine": golden.notice,
             "model": str(self.path.resolve()),
             "images": self.data.source,

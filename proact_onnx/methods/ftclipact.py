@@ -56,10 +56,10 @@ def fit(context: FitContext) -> Fitted:
             f"method ftclipact searches one threshold for each layer, not {settings.granularity}-"
             "wise ones: leave --granularity out, or choose another method"
         )
-    thresholds = profiled_thresholds(context)
+    profiled = profiled_thresholds(context)
     finished = context.checkpoint.finished()
-    thresholds.update(finished)
-    trials = _LayerTrials(context, profiled_thresholds(context))
+    thresholds = {**profiled, **finished}
+    trials = _LayerTrials(context, profiled)
     context.reporter.begin("searching thresholds", len(context.activations))
     context.reporter.advance(len(finished))
     for activation in reversed(context.activations):

@@ -8,11 +8,8 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from proact_onnx.campaign import CampaignRecord, CampaignResult, Estimate, read_record
+from proact_onnx.compare import COMPARISON, UNPROTECTED, VERSION
 from proact_onnx.errors import CampaignError
-
-COMPARISON = "comparison.json"
-UNPROTECTED = "none"
-VERSION = 1
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,8 @@
 from collections.abc import Callable, Sequence
 
 from proact_onnx.campaign import Estimate, FaultSummary
-from proact_onnx.report.comparison import UNPROTECTED, Comparison, Entry
+from proact_onnx.compare import UNPROTECTED
+from proact_onnx.report.comparison import Comparison, Entry
 from proact_onnx.report.rendering import Table
 from proact_onnx.report.tables import by_fault, spell_fault
 

@@ -12,8 +12,9 @@ from proact_onnx.campaign import (
     CampaignResult,
     read_record,
 )
+from proact_onnx.compare import COMPARISON
 from proact_onnx.errors import CampaignError
-from proact_onnx.report.comparison import COMPARISON, Comparison, read_comparison
+from proact_onnx.report.comparison import Comparison, read_comparison
 
 # What two campaigns may differ in and still be shown as one: the models, and what was measured
 # beside accuracy.
