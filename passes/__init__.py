@@ -24,10 +24,11 @@ from passes.fold_batchnorm import FoldBatchnorm, Refusal
 from passes.insert_hyrelu import LOWEST_OPSET, Form, InsertHyReLU, Site
 from passes.lift_constants import LiftConstants
 from passes.normalize_activations import NormalizeActivations
-from passes.rescale_weights import SCALE_SUFFIX, RescaleWeights, Sharing
+from passes.rescale_weights import RESCALE_OPSET, SCALE_SUFFIX, RescaleWeights, Sharing
 
 __all__ = [
     "LOWEST_OPSET",
+    "RESCALE_OPSET",
     "SCALE_SUFFIX",
     "Cleanup",
     "CutPoint",

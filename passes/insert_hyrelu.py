@@ -9,7 +9,9 @@ import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
 from passes.base import Pass, PostconditionError, PreconditionError
-from passes.edits import position, tensor_names, unique_name
+from passes.edits import position, tensor_names
+from passes.steps import Steps
+from passes.tent import fits_tent, write_tent
 
 # Where the smooth gate is cut: sigmoid(-16) is 1.1e-7, one unit in float32's last place.
 GATE_END = -16.0
@@ -22,10 +24,11 @@ class Form(StrEnum):
     SMOOTH = "smooth"
     SATURATE = "saturate"
     RAMP = "ramp"
+    TENT = "tent"
 
 
 # The lowest opset that has every operator a form is made of.
-LOWEST_OPSET = {Form.HARD: 9, Form.SMOOTH: 9, Form.SATURATE: 8, Form.RAMP: 10}
+LOWEST_OPSET = {Form.HARD: 9, Form.SMOOTH: 9, Form.SATURATE: 8, Form.RAMP: 10, Form.TENT: 10}
 
 
 @dataclass(frozen=True)
@@ -37,11 +40,14 @@ class Site:
         threshold: Finite thresholds in the activation's own floating-point type, of a shape that
             broadcasts against it: ``()``, ``[1, C, 1, 1]``, ``[1, C, H, W]`` or ``[1, N]``.
         threshold_name: Name of the initializer that stores them.
+        extents: Of the activation without its batch axis, where they are known; the tent needs
+            the number of channels.
     """
 
     tensor: str
     threshold: npt.NDArray[np.floating]
     threshold_name: str
+    extents: tuple[int | None, ...] = ()
 
 
 @dataclass
@@ -68,7 +74,12 @@ class InsertHyReLU(Pass):
        monotone, so ``2 lambda - r`` is never below lambda where r is not above it, and such
        values pass unchanged to the last bit.
 
-    Infinity and NaN give 0 in all but saturate, for no comparison with NaN holds.
+    5. tent, the same function, as ``max(0, lambda - |x - lambda|)`` in convolutions, see
+       `passes.tent`: where x has channels that share a threshold. Elsewhere, and in float64, the
+       ramp stands. It passes values up to rounding in units of lambda, and a NaN passes.
+
+    Infinity gives 0 in all but saturate. So does NaN in hard, smooth and ramp, for no comparison
+    with NaN holds.
 
     The activation writes a new tensor ``<tensor>/hyrelu/relu``, and the bound writes the original
     name, so that every reader and every graph output, also inside subgraphs, follows.
@@ -135,30 +146,51 @@ class InsertHyReLU(Pass):
 
     def _insert(self, graph: gs.Graph, node: gs.Node, site: Site, taken: set[str]) -> None:
         bounded = next(tensor for tensor in node.outputs if tensor.name == site.tensor)
-        prefix = f"{site.tensor}/hyrelu/"
-        rectified = gs.Variable(
-            unique_name(f"{prefix}relu", taken), dtype=bounded.dtype, shape=bounded.shape
-        )
-        # Assigning the slot of the outputs leaves the readers of the old tensor where they are.
-        node.outputs[next(i for i, t in enumerate(node.outputs) if t is bounded)] = rectified
-        steps = _Steps(prefix, site.threshold.dtype, taken, self._constants)
+        steps = Steps(f"{site.tensor}/hyrelu/", site.threshold.dtype, taken, self._constants)
         stored = site.threshold
         if self.form is Form.HARD and graph.opset < 12:
             stored = np.nextafter(stored, np.asarray(np.inf, stored.dtype))
         threshold = gs.Constant(site.threshold_name, np.asarray(stored))
-        write: Callable[[_Steps, gs.Graph, gs.Tensor, gs.Tensor, gs.Tensor], None] = {
+        if self.form is Form.TENT and fits_tent(threshold, site.extents):
+            self._write_tent(graph, node, bounded, threshold, site.extents, steps)
+            return
+        rectified = _take_over(node, bounded, steps)
+        write: Callable[[Steps, gs.Graph, gs.Tensor, gs.Tensor, gs.Tensor], None] = {
             Form.HARD: _hard,
             Form.SMOOTH: self._smooth,
             Form.SATURATE: _saturate,
             Form.RAMP: _ramp,
+            Form.TENT: _ramp,
         }[self.form]
         write(steps, graph, rectified, threshold, bounded)
         after = position(graph, node) + 1
         graph.nodes[after:after] = steps.nodes
 
+    def _write_tent(
+        self,
+        graph: gs.Graph,
+        node: gs.Node,
+        bounded: gs.Tensor,
+        threshold: gs.Constant,
+        extents: tuple[int | None, ...],
+        steps: Steps,
+    ) -> None:
+        known = tuple(extent or 0 for extent in extents)
+        # The tent rectifies by itself.
+        replaced = node.op == "Relu"
+        value = node.inputs[0] if replaced else _take_over(node, bounded, steps)
+        convolution = write_tent(steps, graph, value, threshold, known, bounded)
+        after = position(graph, node) + 1
+        graph.nodes[after:after] = steps.nodes
+        before = position(graph, convolution or node)
+        graph.nodes[before:before] = steps.folded
+        if replaced:
+            node.inputs, node.outputs = [], []
+            del graph.nodes[position(graph, node)]
+
     def _smooth(
         self,
-        steps: "_Steps",
+        steps: Steps,
         graph: gs.Graph,
         rectified: gs.Tensor,
         threshold: gs.Tensor,
@@ -175,38 +207,16 @@ class InsertHyReLU(Pass):
         steps.finish("Where", [inside, gated, steps.constant("zero", 0.0)], bounded)
 
 
-@dataclass
-class _Steps:
-    """The nodes of one bound, in order, with names under a common prefix."""
-
-    prefix: str
-    dtype: np.dtype[np.floating]
-    taken: set[str]
-    constants: dict[str, gs.Constant]
-    nodes: list[gs.Node] = field(default_factory=list)
-
-    def add(self, op: str, inputs: list[gs.Tensor], role: str) -> gs.Tensor:
-        output = gs.Variable(unique_name(self.prefix + role, self.taken))
-        self.finish(op, inputs, output)
-        return output
-
-    def finish(
-        self, op: str, inputs: list[gs.Tensor], output: gs.Tensor, **attributes: float
-    ) -> None:
-        name = unique_name(f"{self.prefix}{op}", self.taken)
-        self.nodes.append(gs.Node(op, name, attributes, inputs=inputs, outputs=[output]))
-
-    def constant(self, role: str, value: float) -> gs.Constant:
-        """A number that all sites of one type share."""
-        key = f"hyrelu/{role}/{self.dtype}"
-        if key not in self.constants:
-            name = unique_name(key, self.taken)
-            self.constants[key] = gs.Constant(name, np.asarray(value, self.dtype))
-        return self.constants[key]
+def _take_over(node: gs.Node, bounded: gs.Tensor, steps: Steps) -> gs.Variable:
+    """Make an activation write a new tensor; its old one, with all its readers, is free."""
+    rectified = gs.Variable(steps.name("relu"), dtype=bounded.dtype, shape=bounded.shape)
+    # Assigning the slot of the outputs leaves the readers of the old tensor where they are.
+    node.outputs[next(i for i, t in enumerate(node.outputs) if t is bounded)] = rectified
+    return rectified
 
 
 def _hard(
-    steps: _Steps,
+    steps: Steps,
     graph: gs.Graph,
     rectified: gs.Tensor,
     threshold: gs.Tensor,
@@ -218,7 +228,7 @@ def _hard(
 
 
 def _saturate(
-    steps: _Steps,
+    steps: Steps,
     graph: gs.Graph,
     rectified: gs.Tensor,
     threshold: gs.Tensor,
@@ -231,7 +241,7 @@ def _saturate(
 
 
 def _ramp(
-    steps: _Steps,
+    steps: Steps,
     graph: gs.Graph,
     rectified: gs.Tensor,
     threshold: gs.Tensor,

@@ -2,8 +2,10 @@
 
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
 from passes.base import Pass, PostconditionError, PreconditionError
@@ -24,13 +26,15 @@ RANGE_BITS = 15
 # The largest factor on a weight: sums of enlarged products must stay far from the end of float32,
 # and no flip changes a weight enlarged by it by more than 2^-5.
 MOST_BITS = 20
-# An undo factor is stored divided by this, so that it has a word of its own in the same range.
-UNIT = 2.0**6
-# A bias is stored divided by this: one that is up to 4 times as large as the weights of its
-# channel does not keep these from filling the range.
-BIAS_UNIT = 2.0**2
+# A scale is stored times this, so that it lies within the same range, and never taken for less:
+# 1 is the smallest factor there is, whatever a fault made of the stored one.
+UNIT = 2.0**-6
 # How the name of every stored scale ends.
 SCALE_SUFFIX = "/rescale/scale"
+# How the name of every second copy of a bias ends.
+COPY_SUFFIX = "/rescale/copy"
+# The lowest opset that has Where.
+RESCALE_OPSET = 9
 # Gemm may do without a bias from this opset on.
 _GEMM_WITHOUT_BIAS = 11
 
@@ -53,32 +57,39 @@ class RescaleWeights(Pass):
     A flip of bit k changes a word of Q15.16 by 2^(k - 16), whatever the word stands for. A weight
     that is stored as ``s w`` changes by 2^(k - 16) / s. So ``y = linear(x, w) + b`` becomes::
 
-        y = (linear(x, s w) + 4 * (s b / 4)) / (64 * (s / 64))
+        y = linear(x, s w) / s + (t b) / t
 
     with ``s = 2^e`` for each output channel, or for the tensor, and e from 0 to 20 the largest that
-    keeps ``s w`` and ``s b / 4`` below 2^15. Stored are ``s w``, ``s b / 4`` and the scale
-    ``s / 64``; the numbers 4 and 64 stand once in the graph. Powers of two change no digit of any
-    product or sum. It is a division because the stored scale is then large: as a factor 1 / s it
-    would lie in the last places of a word, where any flip of a higher bit is a huge change.
+    keeps ``s |w|`` below 2^15; ``t`` is the same for the whole bias. Powers of two change no digit
+    of any product, sum or quotient. Stored are ``s w``, ``t b``, ``s / 64`` and ``t / 64``, and the
+    graph takes ``max(|stored|, 1/64) * 64`` for a scale. A scale is stored as a divisor because it
+    is then a large number: as a factor 1 / s it would lie in the last places of a word, where any
+    flip of a higher bit is a huge change. A scale that a whole tensor shares is stored three times,
+    and their median counts, because a flip would hit all that share it.
 
-    1. Conv and ConvTranspose, grouped ones included, Gemm and MatMul with a stored right-hand side.
-       The bias leaves the layer and is added behind it. Its name stays, and it is reshaped to
-       ``[1, C, 1, 1]`` behind a convolution. A Gemm before opset 11 keeps it as an input.
-    2. An Add of a constant behind a layer without a bias is its bias.
-    3. The division writes the layer's original output name.
+    1. Behind Conv and ConvTranspose, grouped ones included, the division and the bias are one
+       depthwise convolution of extent 1, with weights 1 / s. Runtimes compute these once, when they
+       load the model, and stay in the layout of their convolutions.
+    2. Gemm, and MatMul with a stored right-hand side, are followed by Div and Add. A Gemm before
+       opset 11 keeps a bias of zero.
+    3. An Add of a constant behind a layer without a bias is its bias; it stays where it is.
+    4. What comes last of these writes the layer's original output name.
 
-    It refuses, with a reason, where the weight or bias is not a finite float32 or float64 constant
-    of this layer alone, where a caller may override it, or where a bias has fewer numbers than
-    there are factors. Float16 is refused because the enlarged sums could leave its range.
+    It refuses, with a reason, where the weight is not a finite float32 or float64 constant of this
+    layer alone, or where a caller may override it. Float16 is refused because the enlarged sums
+    could leave its range. A bias of which the same is true stays as it is stored.
 
     Attributes:
         sharing: What shares a factor.
         refusals: After ``call``: the layers with stored weights that stay, with their reasons.
-        scales: After ``call``: the names of the initializers that store scales.
+        biases: After ``call``: the layers that are rescaled, but whose bias stays as it is stored,
+            with their reasons.
+        scales: After ``call``: the names of the initializers that store the scales of weights.
     """
 
     sharing: Sharing = Sharing.CHANNEL
     refusals: list[Refusal] = field(default_factory=list)
+    biases: list[Refusal] = field(default_factory=list)
     scales: list[str] = field(default_factory=list)
     name: str = "rescale-weights"
 
@@ -86,8 +97,12 @@ class RescaleWeights(Pass):
         """Check that the graph is not rescaled yet.
 
         Raises:
-            PreconditionError: If it stores a scale.
+            PreconditionError: If it stores a scale, or its opset is below 8.
         """
+        if graph.opset < RESCALE_OPSET:
+            raise PreconditionError(
+                f"rescaling needs opset {RESCALE_OPSET} or newer, and the graph has {graph.opset}"
+            )
         found = sorted(name for name in tensor_names(graph) if name.endswith(SCALE_SUFFIX))
         if found:
             raise PreconditionError(f"the graph holds {found[0]!r}: it is rescaled already")
@@ -95,6 +110,7 @@ class RescaleWeights(Pass):
     def call(self, graph: gs.Graph) -> int:
         """Rescale every layer that allows it; the others are listed in ``refusals``."""
         self.refusals.clear()
+        self.biases.clear()
         self.scales.clear()
         rewriter = _Rewriter(graph, self.sharing)
         for node in list(graph.nodes):
@@ -106,6 +122,7 @@ class RescaleWeights(Pass):
                 self.refusals.append(Refusal(label(node), str(reason)))
             else:
                 self.scales += [scale] if scale else []
+        self.biases += rewriter.biases
         graph.nodes = rewriter.nodes()
         return len(self.scales)
 
@@ -123,7 +140,7 @@ class RescaleWeights(Pass):
 
 @dataclass(frozen=True)
 class _Bias:
-    """What is added to a layer's product.
+    """A stored bias.
 
     Attributes:
         tensor: The constant.
@@ -135,40 +152,22 @@ class _Bias:
     values: Array
     reader: gs.Node
 
-    def largest(self, shape: tuple[int, ...]) -> Array:
-        """Largest magnitude among the numbers that share a factor, for factors of some shape."""
-        # Broadcasting aligns shapes at their ends.
-        aligned = (1,) * (self.values.ndim - len(shape)) + shape
-        fits = len(aligned) == self.values.ndim and all(
-            extent in (1, own) for extent, own in zip(aligned, self.values.shape, strict=True)
-        )
-        if not fits:
-            raise _NotRescalableError(
-                f"its bias {self.tensor.name!r} of shape {list(self.values.shape)} does not hold "
-                "a number for each factor"
-            )
-        shared = tuple(axis for axis, extent in enumerate(aligned) if extent == 1)
-        found: Array = np.abs(self.values).max(axis=shared, initial=0, keepdims=True)
-        return found.reshape(shape)
-
 
 class _Rewriter:
     def __init__(self, graph: gs.Graph, sharing: Sharing) -> None:
         self._graph = graph
         self._sharing = sharing
         self._taken = tensor_names(graph) | {node.name for node in graph.nodes}
-        self._units: dict[str, gs.Constant] = {}
-        # By id of a node of the graph: the new nodes before and behind it.
-        self._before: dict[int, gs.Node] = {}
+        self._constants: dict[str, gs.Constant] = {}
+        self.biases: list[Refusal] = []
+        # By id of a node of the graph: the new nodes behind it.
         self._behind: dict[int, list[gs.Node]] = {}
 
     def nodes(self) -> list[gs.Node]:
         """All nodes, the new ones in their places."""
         placed = []
         for node in self._graph.nodes:
-            before = self._before.get(id(node))
-            placed += [node] if before is None else [before, node]
-            placed += self._behind.get(id(node), [])
+            placed += [node, *self._behind.get(id(node), [])]
         return placed
 
     def rescale(self, node: gs.Node) -> str | None:
@@ -177,83 +176,155 @@ class _Rewriter:
         values = self._constant(weight, "weight", node)
         if values.ndim < 2:
             raise _NotRescalableError(f"its weight {weight.name!r} is a vector")
-        largest = self._largest(node, values)
-        bias = self._bias(node, largest.shape)
-        if bias is not None:
-            largest = np.maximum(largest, bias.largest(largest.shape) / BIAS_UNIT)
-        # largest is below 2^exponent, so 2^(RANGE_BITS - exponent) keeps it within the range.
-        bits = np.where(largest > 0, RANGE_BITS - np.frexp(largest)[1], MOST_BITS)
-        factor = np.ldexp(np.ones((), values.dtype), np.clip(bits, 0, MOST_BITS))
+        factor = _factor(self._largest(node, values))
         if (factor == 1).all():
             return None
+        bias = self._bias(node)
+        if bias is None and input_at(node, 2) is not None and node.attrs.get("beta", 1.0) != 1.0:
+            raise _NotRescalableError(f"its bias {node.inputs[2].name!r} is multiplied by beta")
         weight.values = values * along_output(node, values, factor)
-        return self._undo(node, bias, factor)
+        steps = self._behind.setdefault(id(node), [])
+        output = node.outputs[0]
+        stored_bias = None if bias is None else self._scale_bias(bias, steps)
+        product = self._variable(output, "product")
+        node.outputs = [product]
+        prefix = f"{node.name or output.name}/rescale/"
+        # What the layer itself added is added behind it now.
+        own = input_at(node, 2) if node.op in LINEAR else None
+        added = stored_bias if bias is not None and bias.reader is node else own
+        node.inputs = node.inputs[:2]
+        if node.op in ("Conv", "ConvTranspose"):
+            channels = largest_by_channel(node, values).size
+            steps += self._depthwise(prefix, product, output, factor, channels, added)
+        else:
+            steps += self._divided(prefix, node, product, output, factor, added)
+        return f"{output.name}{SCALE_SUFFIX}"
+
+    def _depthwise(
+        self,
+        prefix: str,
+        product: gs.Tensor,
+        output: gs.Tensor,
+        factor: Array,
+        channels: int,
+        bias: gs.Tensor | None,
+    ) -> list[gs.Node]:
+        """Divide each channel of a convolution, and add its bias."""
+        axes = len(product.inputs[0].inputs[1].shape)
+        scale, steps = self._scale(prefix, output.name, factor)
+        kernel = self._variable(output, "kernel", scale)
+        steps.append(self._node("Reciprocal", prefix, [scale], kernel))
+        if not factor.ndim:
+            shape = np.array([channels, *[1] * (axes - 1)], np.int64)
+            extents = self._shared(f"rescale/extents/{'x'.join(map(str, shape))}", shape)
+            expanded = self._variable(output, "kernels", scale)
+            steps.append(self._node("Expand", prefix, [kernel, extents], expanded))
+            kernel = expanded
+        inputs = [product, kernel] if bias is None else [product, kernel, bias]
+        convolution = self._node("Conv", prefix, inputs, output)
+        convolution.attrs = {"group": channels, "kernel_shape": [1] * (axes - 2)}
+        return [*steps, convolution]
+
+    def _divided(
+        self,
+        prefix: str,
+        node: gs.Node,
+        product: gs.Tensor,
+        output: gs.Tensor,
+        factor: Array,
+        bias: gs.Tensor | None,
+    ) -> list[gs.Node]:
+        """Divide the product of a dense layer, and add its bias where the layer added one."""
+        scale, steps = self._scale(prefix, output.name, factor)
+        divided = output if bias is None else self._variable(output, "divided")
+        steps.append(self._node("Div", prefix, [product, scale], divided))
+        if bias is not None:
+            node.attrs.pop("beta", None)
+            if self._graph.opset < _GEMM_WITHOUT_BIAS:
+                zero = np.zeros((), factor.dtype)
+                node.inputs.append(self._shared(f"rescale/zero/{zero.dtype}", zero))
+            steps.append(self._node("Add", prefix, [divided, bias], output))
+        return steps
 
     def _largest(self, node: gs.Node, weight: Array) -> Array:
-        """Largest weights among those that share a factor, of a shape that meets the output."""
+        """Largest weights among those that share a factor, of a shape to divide the product by."""
         largest = largest_by_channel(node, weight)
         if self._sharing is Sharing.TENSOR:
             return np.asarray(largest.max(initial=0))
         if node.op in ("Conv", "ConvTranspose"):
-            return largest.reshape(1, -1, *[1] * (weight.ndim - 2))
+            return largest.reshape(-1, *[1] * (weight.ndim - 1))
         return largest
 
-    def _undo(self, node: gs.Node, bias: _Bias | None, factor: Array) -> str:
-        last = node if bias is None else bias.reader
-        output = last.outputs[0]
-        owner = node.name or node.outputs[0].name
-        if bias is not None:
-            last = self._scale_bias(node, bias, factor)
-        scaled = last.outputs[0]
-        if scaled is output:
-            scaled = self._variable(output, "scaled")
-            last.outputs = [scaled]
-        scale = gs.Constant(f"{output.name}{SCALE_SUFFIX}", np.asarray(factor / UNIT, factor.dtype))
-        self._taken.add(scale.name)
-        unit = self._unit("unit", UNIT, factor.dtype)
-        undone = gs.Variable(unique_name(f"{output.name}/rescale/factor", self._taken))
-        self._behind.setdefault(id(node if bias is None else bias.reader), []).extend(
-            (
-                self._node("Mul", f"{owner}/rescale/Mul", [scale, unit], undone),
-                self._node("Div", f"{owner}/rescale/Div", [scaled, undone], output),
-            )
-        )
-        return str(scale.name)
+    def _scale_bias(self, bias: _Bias, steps: list[gs.Node]) -> gs.Tensor:
+        """Store a bias enlarged; returns what is added in its place."""
+        factor = _factor(np.abs(bias.values).max(initial=0))
+        stored = bias.tensor
+        stored.values = np.asarray(bias.values * factor, bias.values.dtype)
+        prefix = f"{bias.reader.name or bias.reader.outputs[0].name}/rescale/bias/"
+        scale, undo = self._scale(prefix, stored.name, factor)
+        steps += undo
+        reading: gs.Tensor = stored
+        if self._sharing is Sharing.CHANNEL:
+            copy = gs.Constant(f"{stored.name}{COPY_SUFFIX}", np.array(stored.values))
+            self._taken.add(copy.name)
+            reading = self._nearer_zero(prefix, stored, copy, steps)
+        added = self._variable(stored, "bias", stored)
+        redirect([bias.reader], stored, added)
+        steps.append(self._node("Div", prefix, [reading, scale], added))
+        return added
 
-    def _scale_bias(self, node: gs.Node, bias: _Bias, factor: Array) -> gs.Node:
-        """Store the bias enlarged; returns the node that adds it."""
-        reader = bias.reader
-        output = reader.outputs[0]
-        owner = reader.name or output.name
-        bias.tensor.values = (bias.values * (factor / BIAS_UNIT)).astype(factor.dtype)
-        unit = self._unit("bias_unit", BIAS_UNIT, factor.dtype)
-        enlarged = gs.Variable(unique_name(f"{output.name}/rescale/bias", self._taken))
-        redirect([reader], bias.tensor, enlarged)
-        enlarge = self._node("Mul", f"{owner}/rescale/Bias", [bias.tensor, unit], enlarged)
-        node.attrs.pop("beta", None)
-        if reader is not node or (node.op == "Gemm" and self._graph.opset < _GEMM_WITHOUT_BIAS):
-            self._before[id(reader)] = enlarge
-            return reader
-        product, biased = self._variable(output, "product"), self._variable(output, "scaled")
-        node.inputs = node.inputs[:2]
-        node.outputs = [product]
-        add = self._node("Add", f"{owner}/rescale/Add", [product, enlarged], biased)
-        # Behind the layer, so that the graph goes on reading its weight before its bias.
-        self._behind[id(node)] = [enlarge, add]
-        return add
+    def _nearer_zero(
+        self, prefix: str, one: gs.Tensor, other: gs.Tensor, steps: list[gs.Node]
+    ) -> gs.Tensor:
+        """Of two copies take, element by element, the one of smaller magnitude."""
+        magnitudes: list[gs.Tensor] = []
+        for stored in (one, other):
+            magnitude = self._variable(stored, "magnitude", stored)
+            steps.append(self._node("Abs", prefix, [stored], magnitude))
+            magnitudes.append(magnitude)
+        smaller = gs.Variable(unique_name(f"{one.name}/rescale/smaller", self._taken))
+        chosen = self._variable(one, "chosen", one)
+        steps.append(self._node("Less", prefix, magnitudes[::-1], smaller))
+        steps.append(self._node("Where", prefix, [smaller, other, one], chosen))
+        return chosen
 
-    def _bias(self, node: gs.Node, factors: tuple[int, ...]) -> _Bias | None:
-        tensor = input_at(node, 2) if node.op in LINEAR else None
-        if tensor is None:
-            return self._added_behind(node, factors)
-        values = self._constant(tensor, "bias", node)
+    def _scale(self, prefix: str, owner: str, factor: Array) -> tuple[gs.Tensor, list[gs.Node]]:
+        """Store a factor; returns what is to be divided by, and the steps to it."""
+        unit = self._shared(f"rescale/unit/{factor.dtype}", np.asarray(UNIT, factor.dtype))
+        steps: list[gs.Node] = []
+
+        def add(op: str, inputs: list[gs.Tensor], role: str) -> gs.Tensor:
+            result = gs.Variable(unique_name(f"{owner}/rescale/{role}", self._taken))
+            steps.append(self._node(op, prefix, inputs, result))
+            return result
+
+        copies = [
+            gs.Constant(f"{owner}{copy}{SCALE_SUFFIX}", np.asarray(factor * unit.values))
+            for copy in (("",) if factor.ndim else ("", "/second", "/third"))
+        ]
+        self._taken.update(copy.name for copy in copies)
+        stored: gs.Tensor = copies[0]
+        if len(copies) > 1:
+            lower, higher = (add(op, copies[:2], "pair") for op in ("Min", "Max"))
+            stored = add("Max", [lower, add("Min", [higher, copies[2]], "lower")], "median")
+        bounded = add("Max", [add("Abs", [stored], "magnitude"), unit], "bounded")
+        return add("Div", [bounded, unit], "factor"), steps
+
+    def _bias(self, node: gs.Node) -> _Bias | None:
+        """The bias of a layer, where it can be stored enlarged."""
+        try:
+            tensor = input_at(node, 2) if node.op in LINEAR else None
+            if tensor is None:
+                return self._added_behind(node)
+            values = self._constant(tensor, "bias", node)
+        except _NotRescalableError as reason:
+            self.biases.append(Refusal(label(node), str(reason)))
+            return None
         if node.op == "Gemm":
             values = values * values.dtype.type(node.attrs.get("beta", 1.0))
-        else:
-            values = values.reshape(1, -1, *[1] * (node.inputs[1].values.ndim - 2))
         return _Bias(tensor, values, node)
 
-    def _added_behind(self, node: gs.Node, factors: tuple[int, ...]) -> _Bias | None:
+    def _added_behind(self, node: gs.Node) -> _Bias | None:
         """A constant that the only reader of a layer adds; None where it must stay as it is."""
         output = node.outputs[0]
         if len(output.outputs) != 1 or is_among(output, self._graph.outputs):
@@ -262,12 +333,7 @@ class _Rewriter:
         tensor = next((other for other in add.inputs if other is not output), None)
         if add.op != "Add" or not in_default_domain(add) or not isinstance(tensor, gs.Constant):
             return None
-        try:
-            bias = _Bias(tensor, self._constant(tensor, "bias", add), add)
-            bias.largest(factors)
-        except _NotRescalableError:
-            return None
-        return bias
+        return _Bias(tensor, self._constant(tensor, "bias", add), add)
 
     def _constant(self, tensor: gs.Tensor, role: str, owner: gs.Node) -> Array:
         """Values of a constant that this node alone reads."""
@@ -289,19 +355,27 @@ class _Rewriter:
             raise _NotRescalableError(f"its {role} {tensor.name!r} is not finite")
         return values
 
-    def _unit(self, role: str, value: float, dtype: np.dtype[np.floating]) -> gs.Constant:
-        key = f"rescale/{role}/{dtype}"
-        if key not in self._units:
-            name = unique_name(key, self._taken)
-            self._units[key] = gs.Constant(name, np.asarray(value, dtype))
-        return self._units[key]
+    def _shared(self, name: str, values: npt.NDArray[Any]) -> gs.Constant:
+        """A number of the program that all layers share."""
+        if name not in self._constants:
+            self._constants[name] = gs.Constant(unique_name(name, self._taken), values)
+        return self._constants[name]
 
-    def _variable(self, like: gs.Tensor, role: str) -> gs.Variable:
+    def _variable(self, like: gs.Tensor, role: str, typed: gs.Tensor | None = None) -> gs.Variable:
         name = unique_name(f"{like.name}/rescale/{role}", self._taken)
+        if typed is not None:
+            return gs.Variable(name, dtype=typed.dtype)
         return gs.Variable(name, dtype=like.dtype, shape=like.shape)
 
-    def _node(self, op: str, name: str, inputs: list[gs.Tensor], output: gs.Tensor) -> gs.Node:
-        return gs.Node(op, unique_name(name, self._taken), inputs=inputs, outputs=[output])
+    def _node(self, op: str, prefix: str, inputs: list[gs.Tensor], output: gs.Tensor) -> gs.Node:
+        return gs.Node(op, unique_name(prefix + op, self._taken), inputs=inputs, outputs=[output])
+
+
+def _factor(largest: Array) -> Array:
+    """Powers of two that let numbers of these magnitudes fill the range."""
+    # largest is below 2^exponent, so 2^(RANGE_BITS - exponent) keeps it within the range.
+    bits = np.where(largest > 0, RANGE_BITS - np.frexp(largest)[1], MOST_BITS)
+    return np.asarray(np.ldexp(np.ones((), largest.dtype), np.clip(bits, 0, MOST_BITS)))
 
 
 def _is_linear(node: gs.Node) -> bool:

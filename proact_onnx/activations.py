@@ -51,7 +51,8 @@ def find_activations(model: onnx.ModelProto) -> list[Activation]:
     for node in reversed(model.graph.node):
         is_activation = _is_bounded_below(node, constants, opset(model))
         is_last = leading.isdisjoint(node.output)
-        if is_activation and HYRELU not in node.output[0]:
+        is_bound = any(HYRELU in name for name in (node.output[0], *node.input[:1]))
+        if is_activation and not is_bound:
             found.append(
                 Activation(
                     name=node.name or node.output[0],

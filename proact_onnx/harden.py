@@ -30,6 +30,7 @@ from proact_onnx.model import (
     is_threshold,
     load_model,
     model_digest,
+    opset,
     refuse_overwrite,
     save_model,
     set_provenance,
@@ -190,18 +191,18 @@ def harden(
         )
     )
     thresholds = fitted.thresholds
-    inserted = insert(
-        prepared.model,
+    stored_model, refusals = prepared.model, prepared.refusals
+    if settings.rescale != "none":
+        rescaled = rescale(stored_model, Sharing(settings.rescale))
+        stored_model, refusals = rescaled.model, (*refusals, *rescaled.refusals)
+        _tell_refusals(rescaled, reporter)
+    hardened = insert(
+        stored_model,
         thresholds,
         form,
         slope=settings.slope,
         relative_slope=settings.slope_scale is ThresholdScale.RELATIVE,
-    )
-    hardened, refusals = inserted.model, prepared.refusals
-    if settings.rescale != "none":
-        rescaled = rescale(hardened, Sharing(settings.rescale))
-        hardened, refusals = rescaled.model, (*refusals, *rescaled.refusals)
-        _tell_refusals(rescaled, reporter)
+    ).model
     set_provenance(hardened, _provenance(digests, settings, thresholds))
     fidelity = compare(original, Session(hardened, *provider), report)
     save_model(hardened, output, inputs=(model,))
@@ -215,7 +216,7 @@ def harden(
         fidelity=fidelity,
         test_images=len(report.images),
         labelled=test_set.labels is not None,
-        raised_opset=inserted.raised_opset,
+        raised_opset=opset(hardened) if opset(hardened) != opset(prepared.model) else None,
         refusals=refusals,
         evaluations=fitted.evaluations,
         seconds=time.monotonic() - started,
@@ -255,6 +256,8 @@ def _tell_refusals(rescaled: Rescaled, reporter: Reporter) -> None:
     if rescaled.layers:
         for refusal in rescaled.refusals:
             reporter.notice(f"{refusal.node} is not rescaled: {refusal.reason}")
+        for refusal in rescaled.biases:
+            reporter.notice(f"{refusal.node} keeps its bias as stored: {refusal.reason}")
     elif rescaled.refusals:
         first = rescaled.refusals[0]
         reporter.warn(f"no layer is rescaled; of {first.node}, {first.reason}")

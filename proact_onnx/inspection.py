@@ -10,7 +10,7 @@ from proact_onnx.activations import Activation, find_activations
 from proact_onnx.errors import ModelError
 from proact_onnx.faults import fault_space, parameter_count
 from proact_onnx.messages import subgraphs
-from proact_onnx.model import HYRELU, is_scale, is_threshold, load_model, opset
+from proact_onnx.model import HYRELU, SCALE_SUFFIX, is_scale, is_threshold, load_model, opset
 from proact_onnx.rewrite import Refusal, prepare
 from proact_onnx.thresholds import Granularity, memory_overhead, threshold_count
 
@@ -127,7 +127,7 @@ def inspect_model(path: Path) -> Inspection:
         protected=tuple(
             tensor.name for tensor in model.graph.initializer if is_threshold(tensor.name)
         ),
-        rescaled=sum(is_scale(tensor.name) for tensor in model.graph.initializer),
+        rescaled=_rescaled_layers(model),
         parameters=parameters,
         fault_space_bits=fault_space(stored, FLOAT_BITS).bits,
         costs=tuple(_cost(granularity, activations, parameters) for granularity in Granularity),
@@ -180,3 +180,10 @@ def _inside(graph: onnx.GraphProto, owner: str) -> Iterator[Unprotected]:
 
 def _left(node: onnx.NodeProto, reason: str) -> Unprotected:
     return Unprotected(node.name or node.output[0], node.op_type, reason)
+
+
+def _rescaled_layers(model: onnx.ModelProto) -> int:
+    """Number of layers that divide by a scale; other scales are of biases, or copies."""
+    written = {name for node in model.graph.node for name in node.output}
+    scales = [tensor.name for tensor in model.graph.initializer if is_scale(tensor.name)]
+    return sum(name.removesuffix(SCALE_SUFFIX) in written for name in scales)

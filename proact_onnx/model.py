@@ -31,9 +31,12 @@ PROVENANCE_PREFIX = "proact_onnx."
 # Stands in the name of every tensor that hardening adds behind an activation.
 HYRELU = "/hyrelu/"
 THRESHOLD_SUFFIX = f"{HYRELU}threshold"
+# Ends the name of what a bound made of convolutions compares with zero.
+SHIFTED_SUFFIX = f"{HYRELU}shifted"
 # Stands in the name of every node and tensor that rescaling adds behind a layer.
 RESCALE = "/rescale/"
 SCALE_SUFFIX = f"{RESCALE}scale"
+COPY_SUFFIX = f"{RESCALE}copy"
 
 
 @dataclass(frozen=True)
@@ -232,6 +235,11 @@ def provenance(model: onnx.ModelProto) -> dict[str, str]:
 def is_threshold(name: str) -> bool:
     """Tell whether an initializer holds the thresholds of an activation."""
     return name.endswith(THRESHOLD_SUFFIX)
+
+
+def is_copy(name: str) -> bool:
+    """Tell whether a name is that of a second copy of a bias."""
+    return name.endswith(COPY_SUFFIX)
 
 
 def is_scale(name: str) -> bool:

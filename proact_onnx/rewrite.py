@@ -71,11 +71,13 @@ class Rescaled:
         model: The model.
         layers: Number of layers that were rescaled.
         refusals: Layers with stored weights that were not, with the reason.
+        biases: Layers that were, but whose bias is stored as before, with the reason.
     """
 
     model: onnx.ModelProto
     layers: int
     refusals: tuple[Refusal, ...]
+    biases: tuple[Refusal, ...]
 
 
 def prepare(model: onnx.ModelProto, fold_batchnorm: bool = True) -> Prepared:
@@ -155,7 +157,7 @@ def insert(
             )
         limit = np.finfo(dtype).max
         stored = np.clip(value.astype(np.float64), -float(limit), float(limit)).astype(dtype)
-        sites.append(passes.Site(tensor, stored, threshold_name(tensor)))
+        sites.append(passes.Site(tensor, stored, threshold_name(tensor), shapes[tensor]))
     step = passes.InsertHyReLU(sites, form, slope, relative_slope)
     hardened, _ = _run(model, [step])
     check_model(hardened, "the hardened model")
@@ -165,17 +167,22 @@ def insert(
 def rescale(model: onnx.ModelProto, sharing: Sharing = Sharing.CHANNEL) -> Rescaled:
     """Store weights and biases enlarged by powers of two, see `passes.RescaleWeights`.
 
+    Where bounds are wanted too, they come after: a tent goes into the nodes that rescaling adds.
+
     Args:
-        model: A prepared or hardened model; it is not changed.
+        model: A prepared model; it is not changed. Its opset is raised where it is too low.
         sharing: What shares a factor.
 
     Raises:
         ModelError: If the model is rescaled already, or cannot be rewritten.
     """
+    if opset(model) < passes.RESCALE_OPSET:
+        model = raise_opset(model, passes.RESCALE_OPSET)
     step = passes.RescaleWeights(sharing)
     rescaled, changes = _run(model, [step])
     check_model(rescaled, "the rescaled model")
-    return Rescaled(rescaled, changes[step.name], tuple(step.refusals))
+    layers = changes[step.name]
+    return Rescaled(rescaled, layers, tuple(step.refusals), tuple(step.biases))
 
 
 def expose(model: onnx.ModelProto, tensors: Iterable[str]) -> onnx.ModelProto:

@@ -14,6 +14,7 @@ from proact_onnx.data import Dataset, Preprocessing, check_labels, prepare
 from proact_onnx.engine import Predictions, Provider, Session, top1
 from proact_onnx.errors import ModelError
 from proact_onnx.model import (
+    SHIFTED_SUFFIX,
     THRESHOLD_SUFFIX,
     computes_in_float16,
     is_threshold,
@@ -184,6 +185,12 @@ def _bounds(model: onnx.ModelProto, path: Path) -> Sequence[_Bound]:
     }
     bounds = []
     for node in model.graph.node:
+        # A tent compares the difference from the threshold with zero.
+        bounds += [
+            _Bound(name.removesuffix(SHIFTED_SUFFIX), name, np.zeros(()), smooth=False)
+            for name in node.output
+            if name.endswith(SHIFTED_SUFFIX)
+        ]
         reads = [doubled.get(name, name) for name in node.input]
         beside = [name for name in reads if name in written]
         for name in filter(is_threshold, reads):

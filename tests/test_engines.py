@@ -19,7 +19,7 @@ from proact_onnx.engine.portable import FreshSessionEngine
 from proact_onnx.errors import ModelError
 from proact_onnx.faults import fault_space
 from proact_onnx.model import image_input, load_model
-from proact_onnx.rewrite import Form, insert, prepare
+from proact_onnx.rewrite import Form, Sharing, insert, prepare, rescale
 from proact_onnx.thresholds import Granularity, Thresholds, threshold_shape
 from tests.numerics import parse, run
 
@@ -192,13 +192,16 @@ def unmarked() -> onnx.ModelProto:
     return model
 
 
-def hardened(form: Form, granularity: Granularity) -> onnx.ModelProto:
+def hardened(
+    form: Form, granularity: Granularity, sharing: Sharing | None = None
+) -> onnx.ModelProto:
     model = convolutional()
     thresholds = {
         activation.tensor: np.full(threshold_shape(activation, granularity), 0.4, np.float32)
         for activation in find_activations(model)
     }
-    return insert(model, Thresholds(thresholds), form).model
+    stored = model if sharing is None else rescale(model, sharing).model
+    return insert(stored, Thresholds(thresholds), form).model
 
 
 MODELS: dict[str, Callable[[], onnx.ModelProto]] = {
@@ -216,6 +219,13 @@ MODELS: dict[str, Callable[[], onnx.ModelProto]] = {
         )
         for form in Form
         for granularity in (Granularity.HYBRID, Granularity.CHANNEL)
+    },
+    **{
+        f"rescaled {sharing} {form}": lambda form=form, sharing=sharing: hardened(
+            form, Granularity.CHANNEL, sharing
+        )
+        for form in (Form.HARD, Form.TENT)
+        for sharing in Sharing
     },
 }
 

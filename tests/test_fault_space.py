@@ -259,7 +259,7 @@ def test_an_unnamed_node_is_the_layer_of_its_output() -> None:
         (
             ["weights"],
             [],
-            "unknown fault target 'weights': choose among weight, bias, threshold, scale",
+            "unknown fault target 'weights': choose among weight, bias, threshold, scale, copy",
         ),
         (
             ["threshold"],
@@ -287,8 +287,8 @@ def test_a_model_without_parameters_has_nothing_to_fault() -> None:
     with pytest.raises(SettingsError) as caught:
         FaultSpace(()).restrict()
     assert str(caught.value) == (
-        "the model stores no parameter of kind weight or bias or threshold or scale: choose other "
-        "--targets, or another model"
+        "the model stores no parameter of kind weight or bias or threshold or scale or copy: choose "
+        "other --targets, or another model"
     )
 
 

@@ -222,6 +222,7 @@ def test_other_types(form: Form, name: str, dtype: type) -> None:
         Form.SMOOTH: smooth(x, 2.0, K / 2),
         Form.SATURATE: np.clip(x, 0, 2),
         Form.RAMP: ramp(x, 2.0),
+        Form.TENT: ramp(x, 2.0),
     }[form]
     np.testing.assert_allclose(y, expected, rtol=2e-2 if dtype is np.float16 else 1e-12, atol=1e-3)
 

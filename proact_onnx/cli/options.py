@@ -168,7 +168,7 @@ Targets = Annotated[
     str | None,
     setting(
         "inject.targets",
-        "Kinds of parameters to fault; by default all of weight, bias, threshold, scale.",
+        "Kinds of parameters to fault; by default all of weight, bias, threshold, scale, copy.",
         FAULTS,
         "KIND,...",
     ),

@@ -15,11 +15,13 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import numpy as np
 import onnx
 import onnxruntime as ort
 from onnx import numpy_helper
 
 from proact_onnx.engine.dense import dense_to_pointwise
+from proact_onnx.engine.derived import derived_to_initializers
 from proact_onnx.engine.layout import LayoutError, Places, find_places
 from proact_onnx.engine.memory import aligned_copy
 from proact_onnx.engine.normalise import normalisations_to_convolutions
@@ -31,6 +33,7 @@ from proact_onnx.engine.session import (
     create_session,
     session_options,
 )
+from proact_onnx.messages import node_reads
 
 # Names as ONNX Runtime's optimisers register themselves. ConvActivationFusion writes the bounds of
 # a Clip, one of which is a threshold, into an attribute; Relu is fused by the blocked layout too.
@@ -75,12 +78,17 @@ class InPlaceEngine:
             if not set(found.vectors).isdisjoint(parameters)
             for vector in found.vectors
         }
-        derived = [n for f in set(self._normalisations.values()) for n in (f.factor, f.shift)]
         direct = [name for name in parameters if name not in self._normalisations]
-        self._vectors = {
+        rewritten, derivations = derived_to_initializers(rewritten, direct)
+        self._derivations = {name: d for d in derivations for name in d.parameters}
+        derived = [n for f in set(self._normalisations.values()) for n in (f.factor, f.shift)]
+        derived += [name for derivation in derivations for name in derivation.constants]
+        read = {name for node in rewritten.graph.node for name in node_reads(node)}
+        direct = [name for name in direct if name in read or name not in self._derivations]
+        self._stored = {
             tensor.name: numpy_helper.to_array(tensor).copy()
             for tensor in model.graph.initializer
-            if tensor.name in self._normalisations
+            if tensor.name in self._normalisations or tensor.name in self._derivations
         }
         optimised, self._places = _follow(rewritten, [*direct, *derived], threads)
         held = {buffer for places in self._places.values() for buffer, _ in places}
@@ -117,14 +125,18 @@ class InPlaceEngine:
 
     def write(self, parameter: str, elements: Indices, values: Array) -> None:
         """Overwrite elements of a parameter, by flat index in its stored layout."""
-        normalisation = self._normalisations.get(parameter)
-        if normalisation is None:
+        if parameter in self._stored:
+            self._stored[parameter].reshape(-1)[elements] = values
+        if parameter in self._places:
             self._put(parameter, elements, values)
-            return
-        self._vectors[parameter][elements] = values
-        factors, shifts = normalisation.derive(self._vectors, elements)
-        self._put(normalisation.factor, elements, factors)
-        self._put(normalisation.shift, elements, shifts)
+        if parameter in self._normalisations:
+            normalisation = self._normalisations[parameter]
+            factors, shifts = normalisation.derive(self._stored, elements)
+            self._put(normalisation.factor, elements, factors)
+            self._put(normalisation.shift, elements, shifts)
+        if parameter in self._derivations:
+            for name, constant in self._derivations[parameter].derive(self._stored).items():
+                self._put(name, np.arange(constant.size), constant.reshape(-1))
 
     def _put(self, name: str, elements: Indices, values: Array) -> None:
         for buffer_name, positions in self._places[name]:

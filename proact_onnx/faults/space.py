@@ -15,7 +15,7 @@ import onnx
 from onnx import numpy_helper
 
 from proact_onnx.errors import SettingsError
-from proact_onnx.model import RESCALE, is_scale, is_threshold
+from proact_onnx.model import HYRELU, RESCALE, is_copy, is_scale, is_threshold
 
 _INTEGERS = (
     onnx.TensorProto.INT8,
@@ -64,11 +64,12 @@ class Kind(StrEnum):
     BIAS = "bias"
     THRESHOLD = "threshold"
     SCALE = "scale"
+    COPY = "copy"
 
     @property
     def is_added(self) -> bool:
         """Whether hardening added the parameter; the original model has none of its kind."""
-        return self in (Kind.THRESHOLD, Kind.SCALE)
+        return self in (Kind.THRESHOLD, Kind.SCALE, Kind.COPY)
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ class Parameter:
 
     Attributes:
         name: Name of the initializer.
-        kind: Weight, bias, threshold or scale.
+        kind: Weight, bias, threshold, scale or copy.
         shape: Its shape.
         layer: Name of the node that reads it first (its output where the node has none).
         width: Bits of one stored word: those of the memory format, or of the integers of a
@@ -135,7 +136,7 @@ class FaultSpace:
         """Keep the parameters of some kinds, or of some layers, or some of their bits.
 
         Args:
-            kinds: ``weight``, ``bias``, ``threshold``, ``scale``; empty keeps all.
+            kinds: ``weight``, ``bias``, ``threshold``, ``scale``, ``copy``; empty keeps all.
             layers: Shell patterns matched against layer and parameter names; empty keeps all.
             bits: Positions of bits, 0 the least significant; None keeps all.
 
@@ -204,7 +205,7 @@ def fault_space(model: onnx.ModelProto, width: int) -> FaultSpace:
                 name=name,
                 kind=_kind(name, stored[name], node, position),
                 shape=shape,
-                layer=_layer(node),
+                layer=_layer(name, node),
                 width=bits,
                 bits=tuple(range(bits)),
                 quantised=integer is not None,
@@ -220,7 +221,7 @@ def parameter_count(model: onnx.ModelProto) -> int:
 
 
 def added_count(model: onnx.ModelProto) -> int:
-    """Number of thresholds and scales, which protection stores beside the parameters (Eq. 6)."""
+    """Number of thresholds, scales and copies, which protection stores beside the parameters (Eq. 6)."""
     parameters = fault_space(model, 32).parameters
     return sum(p.size for p in parameters if p.kind.is_added)
 
@@ -292,7 +293,9 @@ def _kind(name: str, stored: _Stored, node: onnx.NodeProto, position: int) -> Ki
         return Kind.THRESHOLD
     if is_scale(name):
         return Kind.SCALE
-    if node.op_type == "Mul" and node.output[0].endswith(f"{RESCALE}bias"):
+    if is_copy(name):
+        return Kind.COPY
+    if _reads_bias(name, node):
         return Kind.BIAS
     if position in _BIAS_INPUTS.get(node.op_type, frozenset()):
         return Kind.BIAS
@@ -303,10 +306,16 @@ def _kind(name: str, stored: _Stored, node: onnx.NodeProto, position: int) -> Ki
     return Kind.BIAS if node.op_type == "Add" and vector else Kind.WEIGHT
 
 
-def _layer(node: onnx.NodeProto) -> str:
-    # Rescaling reads a bias and a scale in nodes of its own, named after the layer's.
+def _layer(parameter: str, node: onnx.NodeProto) -> str:
+    # Hardening reads biases and scales in nodes of its own, which are named after the layer's.
     name = node.name or next(iter(node.output), node.op_type)
-    return name.split(RESCALE)[0]
+    return name.split(HYRELU if _reads_bias(parameter, node) else RESCALE)[0].split(RESCALE)[0]
+
+
+def _reads_bias(parameter: str, node: onnx.NodeProto) -> bool:
+    """Tell whether a node that hardening added reads a bias: to undo its scale, or to shift it."""
+    written = str(node.output[0])
+    return written.startswith(f"{parameter}{RESCALE}") or written.endswith(f"{HYRELU}bias")
 
 
 def _matches(parameter: Parameter, pattern: str) -> bool:

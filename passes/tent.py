@@ -1,0 +1,147 @@
+"""The tent: a bound made of convolutions, which runtimes compute in blocks of channels."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from passes.edits import in_default_domain, input_at, is_among, subgraph_tensors
+from passes.steps import Steps
+
+# Of an activation, without its batch axis: channels, and one to convolve along.
+_FEWEST_AXES = 2
+
+
+@dataclass(frozen=True)
+class _Source:
+    """What computes the value under a tent.
+
+    Attributes:
+        convolution: Its bias can shift the value.
+        last: The node that writes the value: the convolution, or the Add of a shortcut behind it.
+    """
+
+    convolution: gs.Node
+    last: gs.Node
+
+
+def fits_tent(threshold: gs.Constant, extents: tuple[int | None, ...]) -> bool:
+    """Tell whether a bound can be made of convolutions.
+
+    Args:
+        threshold: One number, or one for each value that has its own.
+        extents: Of the activation without its batch axis.
+
+    Returns:
+        Whether values with a common threshold form channels, in a type that ONNX Runtime
+        convolves (not float64).
+    """
+    if len(extents) < _FEWEST_AXES or extents[0] is None or threshold.dtype == np.float64:
+        return False
+    by_channel = (1, extents[0], *[1] * (len(extents) - 1))
+    return not threshold.shape or tuple(threshold.shape) == by_channel
+
+
+def write_tent(
+    steps: Steps,
+    graph: gs.Graph,
+    value: gs.Tensor,
+    threshold: gs.Constant,
+    extents: tuple[int, ...],
+    bounded: gs.Tensor,
+) -> gs.Node | None:
+    """Write ``max(0, lambda - |x - lambda|)``: x from 0 to lambda, falling to 0 at 2 lambda.
+
+    ``|x - lambda|`` is LeakyRelu with slope -1. The subtraction goes into the bias of the
+    convolution that computes x, also where a shortcut is added behind it; elsewhere it is a
+    depthwise convolution of extent 1, as ``lambda - |...|`` is. The weights 1 and -1 of these
+    belong to the program, and lambda is stored once.
+
+    Args:
+        steps: Takes the nodes.
+        graph: The graph.
+        value: x: what is bounded, or what the Relu reads that is bounded.
+        threshold: lambda: one number, or ``[1, C, 1, ...]``.
+        extents: Of the activation without its batch axis, ``C, ...``.
+        bounded: What to write.
+
+    Returns:
+        The convolution that ``steps.folded`` must stand before; None if it may stand anywhere
+        before ``steps.nodes``.
+    """
+    channels, axes = extents[0], len(extents) - 1
+    flatten = "Reshape" if threshold.shape else "Expand"
+    limits = steps.fold(flatten, [threshold, steps.extents([channels])], "limits")
+    shifted, distance, below = (
+        gs.Variable(steps.name(role), dtype=bounded.dtype, shape=bounded.shape)
+        for role in ("shifted", "distance", "below")
+    )
+    source = _source(graph, value, channels, axes)
+    if source is None:
+        _depthwise(steps, value, 1.0, steps.fold("Neg", [limits], "shift"), shifted, extents)
+    else:
+        _lower_bias(steps, source.convolution, limits)
+        source.last.outputs = [shifted]
+    steps.finish("LeakyRelu", [shifted], distance, alpha=-1.0)
+    _depthwise(steps, distance, -1.0, limits, below, extents)
+    steps.finish("Relu", [below], bounded)
+    return None if source is None else source.convolution
+
+
+def _source(graph: gs.Graph, value: gs.Tensor, channels: int, axes: int) -> _Source | None:
+    """Find a convolution that can shift a value by its bias, without changing another."""
+    if not _is_private(graph, value):
+        return None
+    last = value.inputs[0]
+    if _shifts_channels(last, channels, axes):
+        return _Source(last, last)
+    if last.op == "Add" and in_default_domain(last):
+        for addend in last.inputs:
+            if _is_private(graph, addend) and _shifts_channels(addend.inputs[0], channels, axes):
+                return _Source(addend.inputs[0], last)
+    return None
+
+
+def _is_private(graph: gs.Graph, tensor: gs.Tensor) -> bool:
+    """Tell whether a node of this graph computes a tensor, for one reader only."""
+    hidden = is_among(tensor, graph.outputs) or is_among(tensor, subgraph_tensors(graph))
+    return bool(tensor.inputs) and len(tensor.outputs) == 1 and not hidden
+
+
+def _shifts_channels(node: gs.Node, channels: int, axes: int) -> bool:
+    if node.op != "Conv" or not in_default_domain(node):
+        return False
+    weight = node.inputs[1]
+    if isinstance(weight, gs.Constant):
+        return tuple(weight.shape[:1]) == (channels,) and len(weight.shape) == axes + 2
+    # A depthwise convolution whose weights are computed has as many channels as groups.
+    kernel = node.attrs.get("kernel_shape", [])
+    return node.attrs.get("group", 1) == channels and len(kernel) == axes
+
+
+def _lower_bias(steps: Steps, convolution: gs.Node, limits: gs.Tensor) -> None:
+    """Subtract the thresholds from what a convolution adds."""
+    bias = input_at(convolution, 2)
+    owner = convolution.name or convolution.outputs[0].name
+    if bias is None:
+        lowered = steps.fold("Neg", [limits], "shift")
+    else:
+        # The name says that a bias is read here, and of which layer.
+        lowered = steps.fold("Sub", [bias, limits], "bias", f"{owner}/hyrelu/Sub")
+    convolution.inputs = [*convolution.inputs[:2], lowered]
+
+
+def _depthwise(
+    steps: Steps,
+    value: gs.Tensor,
+    weight: float,
+    bias: gs.Tensor,
+    result: gs.Tensor,
+    extents: tuple[int, ...],
+) -> None:
+    """Multiply all channels by one weight, and add a bias to each."""
+    channels, axes = extents[0], len(extents) - 1
+    shape = steps.extents([channels, *[1] * (axes + 1)])
+    one = steps.constant("one" if weight > 0 else "minus_one", weight)
+    kernel = steps.fold("Expand", [one, shape], "kernel")
+    steps.finish("Conv", [value, kernel, bias], result, group=channels, kernel_shape=[1] * axes)
