@@ -287,8 +287,8 @@ def test_a_model_without_parameters_has_nothing_to_fault() -> None:
     with pytest.raises(SettingsError) as caught:
         FaultSpace(()).restrict()
     assert str(caught.value) == (
-        "the model stores no parameter of kind weight or bias or threshold or scale or copy: choose "
-        "other --targets, or another model"
+        "the model stores no parameter of kind weight or bias or threshold or scale or copy: "
+        "choose other --targets, or another model"
     )
 
 

@@ -221,7 +221,7 @@ def parameter_count(model: onnx.ModelProto) -> int:
 
 
 def added_count(model: onnx.ModelProto) -> int:
-    """Number of thresholds, scales and copies, which protection stores beside the parameters (Eq. 6)."""
+    """Number of thresholds, scales and copies: what protection stores besides (Eq. 6)."""
     parameters = fault_space(model, 32).parameters
     return sum(p.size for p in parameters if p.kind.is_added)
 
