@@ -24,7 +24,15 @@ from passes.fold_batchnorm import FoldBatchnorm, Refusal
 from passes.insert_hyrelu import LOWEST_OPSET, Form, InsertHyReLU, Site
 from passes.lift_constants import LiftConstants
 from passes.normalize_activations import NormalizeActivations
-from passes.rescale_weights import RESCALE_OPSET, SCALE_SUFFIX, RescaleWeights, Sharing
+from passes.rescale_weights import (
+    RESCALE_OPSET,
+    SCALE_SUFFIX,
+    Range,
+    RescaleWeights,
+    Sharing,
+    StoredLayer,
+    SurveyLayers,
+)
 
 __all__ = [
     "LOWEST_OPSET",
@@ -43,10 +51,13 @@ __all__ = [
     "PassError",
     "PostconditionError",
     "PreconditionError",
+    "Range",
     "Refusal",
     "RescaleWeights",
     "Sharing",
     "Site",
+    "StoredLayer",
+    "SurveyLayers",
     "data_flow",
     "part_between",
     "run_passes",

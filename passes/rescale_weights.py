@@ -1,5 +1,7 @@
 """Weights stored enlarged by powers of two, and the product divided back in the graph."""
 
+from collections.abc import Callable, Collection
+from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -21,14 +23,9 @@ from passes.edits import (
 from passes.fold_batchnorm import Refusal
 from passes.linear import LINEAR, Array, along_output, largest_by_channel
 
-# Enlarged weights stay below 2^15, the range of the paper's Q15.16.
-RANGE_BITS = 15
 # The largest factor on a weight: sums of enlarged products must stay far from the end of float32,
-# and no flip changes a weight enlarged by it by more than 2^-5.
+# and no flip changes a weight of Q15.16 that is enlarged by it by more than 2^-5.
 MOST_BITS = 20
-# A scale is stored times this, so that it lies within the same range, and never taken for less:
-# 1 is the smallest factor there is, whatever a fault made of the stored one.
-UNIT = 2.0**-6
 # How the name of every stored scale ends.
 SCALE_SUFFIX = "/rescale/scale"
 # How the name of every second copy of a bias ends.
@@ -39,11 +36,56 @@ RESCALE_OPSET = 9
 _GEMM_WITHOUT_BIAS = 11
 
 
+@dataclass(frozen=True)
+class Range:
+    """The numbers that a memory format stores best.
+
+    Attributes:
+        bits: Enlarged numbers stay below 2^bits.
+        digits: How many binary digits a fixed-point format has for magnitudes; scales must be
+            multiples of its last one.
+    """
+
+    bits: int = 15
+    digits: int = 31
+
+    @property
+    def most(self) -> int:
+        """Exponent of the largest factor."""
+        return min(MOST_BITS, self.digits - 1)
+
+    @property
+    def unit(self) -> float:
+        """What a scale is stored in, so that the largest lies just within the range."""
+        return float(2.0 ** (self.bits - 1 - self.most))
+
+
 class Sharing(StrEnum):
     """What shares a factor."""
 
     TENSOR = "tensor"
     CHANNEL = "channel"
+
+
+@dataclass(frozen=True)
+class StoredLayer:
+    """A linear layer that can be rescaled.
+
+    Attributes:
+        output: The tensor it writes.
+        weight: Name of the stored weight.
+        words: Number of stored weights.
+        largest: Largest magnitude among the weights of each output channel, ``[M]``.
+        bias: Name of a bias that can be stored enlarged; None if it has none.
+        biases: The bias's values; empty if it has none.
+    """
+
+    output: str
+    weight: str
+    words: int
+    largest: Array
+    bias: str | None
+    biases: Array
 
 
 class _NotRescalableError(Exception):
@@ -52,7 +94,7 @@ class _NotRescalableError(Exception):
 
 @dataclass
 class RescaleWeights(Pass):
-    """Let weights and biases fill the range of fixed-point storage.
+    """Let weights and biases fill the range of the memory format.
 
     A flip of bit k changes a word of Q15.16 by 2^(k - 16), whatever the word stands for. A weight
     that is stored as ``s w`` changes by 2^(k - 16) / s. So ``y = linear(x, w) + b`` becomes::
@@ -62,10 +104,15 @@ class RescaleWeights(Pass):
     with ``s = 2^e`` for each output channel, or for the tensor, and e from 0 to 20 the largest that
     keeps ``s |w|`` below 2^15; ``t`` is the same for the whole bias. Powers of two change no digit
     of any product, sum or quotient. Stored are ``s w``, ``t b``, ``s / 64`` and ``t / 64``, and the
-    graph takes ``max(|stored|, 1/64) * 64`` for a scale. A scale is stored as a divisor because it
-    is then a large number: as a factor 1 / s it would lie in the last places of a word, where any
-    flip of a higher bit is a huge change. A scale that a whole tensor shares is stored three times,
-    and their median counts, because a flip would hit all that share it.
+    graph takes ``max(|stored|, 1/64) * 64`` for a scale: 1 is the smallest there is, whatever a
+    fault made of the stored one. Other formats have other numbers for 15, 20 and 64, see `Range`:
+    in floating point, where the largest weight of a channel comes to lie from 0.5 to 1, exponents
+    have ones in all places but the first, so that few flips enlarge a weight. A scale is stored as
+    a divisor because it is then a large number: as a factor 1 / s it would lie in the last places
+    of a word, where any flip of a higher bit is a huge change. A scale that a whole tensor shares
+    is stored three times, and their median counts, because a flip would hit all that share it.
+    Biases may be stored twice; of two copies the one nearer to zero counts, because the flips that
+    matter make numbers large.
 
     1. Behind Conv and ConvTranspose, grouped ones included, the division and the bias are one
        depthwise convolution of extent 1, with weights 1 / s. Runtimes compute these once, when they
@@ -80,7 +127,10 @@ class RescaleWeights(Pass):
     could leave its range. A bias of which the same is true stays as it is stored.
 
     Attributes:
-        sharing: What shares a factor.
+        sharing: What shares a factor. With ``channel``, biases are stored twice.
+        by_tensor: Names of weights that share one factor and of biases that are stored once,
+            whatever ``sharing`` says.
+        range: What enlarged numbers are to fill.
         refusals: After ``call``: the layers with stored weights that stay, with their reasons.
         biases: After ``call``: the layers that are rescaled, but whose bias stays as it is stored,
             with their reasons.
@@ -88,6 +138,8 @@ class RescaleWeights(Pass):
     """
 
     sharing: Sharing = Sharing.CHANNEL
+    by_tensor: Collection[str] = ()
+    range: Range = field(default_factory=Range)
     refusals: list[Refusal] = field(default_factory=list)
     biases: list[Refusal] = field(default_factory=list)
     scales: list[str] = field(default_factory=list)
@@ -112,10 +164,8 @@ class RescaleWeights(Pass):
         self.refusals.clear()
         self.biases.clear()
         self.scales.clear()
-        rewriter = _Rewriter(graph, self.sharing)
-        for node in list(graph.nodes):
-            if not _is_linear(node) or not isinstance(node.inputs[1], gs.Constant):
-                continue
+        rewriter = _Rewriter(graph, self._shared_by, self.range)
+        for node in _stored_layers(graph):
             try:
                 scale = rewriter.rescale(node)
             except _NotRescalableError as reason:
@@ -125,6 +175,9 @@ class RescaleWeights(Pass):
         self.biases += rewriter.biases
         graph.nodes = rewriter.nodes()
         return len(self.scales)
+
+    def _shared_by(self, name: str) -> Sharing:
+        return Sharing.TENSOR if name in self.by_tensor else self.sharing
 
     def ensures(self, graph: gs.Graph) -> None:
         """Every scale must stand in the graph.
@@ -136,6 +189,27 @@ class RescaleWeights(Pass):
         for name in self.scales:
             if not isinstance(tensors.get(name), gs.Constant):
                 raise PostconditionError(f"the scale {name!r} was not inserted")
+
+
+@dataclass
+class SurveyLayers(Pass):
+    """List the layers that `RescaleWeights` can rescale; the graph stays as it is.
+
+    Attributes:
+        layers: After ``call``: the layers, in topological order.
+    """
+
+    layers: list[StoredLayer] = field(default_factory=list)
+    name: str = "survey-layers"
+
+    def call(self, graph: gs.Graph) -> int:
+        """Fill ``layers``."""
+        rewriter = _Rewriter(graph, lambda name: Sharing.CHANNEL, Range())
+        self.layers.clear()
+        for node in _stored_layers(graph):
+            with suppress(_NotRescalableError):
+                self.layers.append(rewriter.survey(node))
+        return 0
 
 
 @dataclass(frozen=True)
@@ -154,9 +228,10 @@ class _Bias:
 
 
 class _Rewriter:
-    def __init__(self, graph: gs.Graph, sharing: Sharing) -> None:
+    def __init__(self, graph: gs.Graph, shared_by: Callable[[str], Sharing], limits: Range) -> None:
         self._graph = graph
-        self._sharing = sharing
+        self._shared_by = shared_by
+        self._range = limits
         self._taken = tensor_names(graph) | {node.name for node in graph.nodes}
         self._constants: dict[str, gs.Constant] = {}
         self.biases: list[Refusal] = []
@@ -173,10 +248,8 @@ class _Rewriter:
     def rescale(self, node: gs.Node) -> str | None:
         """Rescale a layer; returns the name of its scale, or None where nothing can be gained."""
         weight = node.inputs[1]
-        values = self._constant(weight, "weight", node)
-        if values.ndim < 2:
-            raise _NotRescalableError(f"its weight {weight.name!r} is a vector")
-        factor = _factor(self._largest(node, values))
+        values = self._weight(node)
+        factor = self._factor(self._largest(node, values))
         if (factor == 1).all():
             return None
         bias = self._bias(node)
@@ -199,6 +272,26 @@ class _Rewriter:
         else:
             steps += self._divided(prefix, node, product, output, factor, added)
         return f"{output.name}{SCALE_SUFFIX}"
+
+    def survey(self, node: gs.Node) -> StoredLayer:
+        """Describe a layer without changing it."""
+        values = self._weight(node)
+        bias = self._bias(node)
+        return StoredLayer(
+            output=node.outputs[0].name,
+            weight=node.inputs[1].name,
+            words=values.size,
+            largest=largest_by_channel(node, values),
+            bias=None if bias is None else bias.tensor.name,
+            biases=np.zeros(0) if bias is None else bias.values,
+        )
+
+    def _weight(self, node: gs.Node) -> Array:
+        weight = node.inputs[1]
+        values = self._constant(weight, "weight", node)
+        if values.ndim < 2:
+            raise _NotRescalableError(f"its weight {weight.name!r} is a vector")
+        return values
 
     def _depthwise(
         self,
@@ -249,22 +342,29 @@ class _Rewriter:
     def _largest(self, node: gs.Node, weight: Array) -> Array:
         """Largest weights among those that share a factor, of a shape to divide the product by."""
         largest = largest_by_channel(node, weight)
-        if self._sharing is Sharing.TENSOR:
+        if self._shared_by(node.inputs[1].name) is Sharing.TENSOR:
             return np.asarray(largest.max(initial=0))
         if node.op in ("Conv", "ConvTranspose"):
             return largest.reshape(-1, *[1] * (weight.ndim - 1))
         return largest
 
+    def _factor(self, largest: Array) -> Array:
+        """Powers of two that let numbers of these magnitudes fill the range."""
+        most = self._range.most
+        # largest is below 2^exponent, so 2^(bits - exponent) keeps it within the range.
+        exponents = np.where(largest > 0, self._range.bits - np.frexp(largest)[1], most)
+        return np.asarray(np.ldexp(np.ones((), largest.dtype), np.clip(exponents, 0, most)))
+
     def _scale_bias(self, bias: _Bias, steps: list[gs.Node]) -> gs.Tensor:
         """Store a bias enlarged; returns what is added in its place."""
-        factor = _factor(np.abs(bias.values).max(initial=0))
+        factor = self._factor(np.abs(bias.values).max(initial=0))
         stored = bias.tensor
         stored.values = np.asarray(bias.values * factor, bias.values.dtype)
         prefix = f"{bias.reader.name or bias.reader.outputs[0].name}/rescale/bias/"
         scale, undo = self._scale(prefix, stored.name, factor)
         steps += undo
         reading: gs.Tensor = stored
-        if self._sharing is Sharing.CHANNEL:
+        if self._shared_by(stored.name) is Sharing.CHANNEL:
             copy = gs.Constant(f"{stored.name}{COPY_SUFFIX}", np.array(stored.values))
             self._taken.add(copy.name)
             reading = self._nearer_zero(prefix, stored, copy, steps)
@@ -290,7 +390,9 @@ class _Rewriter:
 
     def _scale(self, prefix: str, owner: str, factor: Array) -> tuple[gs.Tensor, list[gs.Node]]:
         """Store a factor; returns what is to be divided by, and the steps to it."""
-        unit = self._shared(f"rescale/unit/{factor.dtype}", np.asarray(UNIT, factor.dtype))
+        unit = self._shared(
+            f"rescale/unit/{factor.dtype}", np.asarray(self._range.unit, factor.dtype)
+        )
         steps: list[gs.Node] = []
 
         def add(op: str, inputs: list[gs.Tensor], role: str) -> gs.Tensor:
@@ -371,13 +473,13 @@ class _Rewriter:
         return gs.Node(op, unique_name(prefix + op, self._taken), inputs=inputs, outputs=[output])
 
 
-def _factor(largest: Array) -> Array:
-    """Powers of two that let numbers of these magnitudes fill the range."""
-    # largest is below 2^exponent, so 2^(RANGE_BITS - exponent) keeps it within the range.
-    bits = np.where(largest > 0, RANGE_BITS - np.frexp(largest)[1], MOST_BITS)
-    return np.asarray(np.ldexp(np.ones((), largest.dtype), np.clip(bits, 0, MOST_BITS)))
-
-
-def _is_linear(node: gs.Node) -> bool:
-    known = node.op == "MatMul" or node.op in LINEAR
-    return known and in_default_domain(node) and len(node.inputs) > 1
+def _stored_layers(graph: gs.Graph) -> list[gs.Node]:
+    """Linear layers with a constant for a weight."""
+    return [
+        node
+        for node in graph.nodes
+        if (node.op == "MatMul" or node.op in LINEAR)
+        and in_default_domain(node)
+        and len(node.inputs) > 1
+        and isinstance(node.inputs[1], gs.Constant)
+    ]

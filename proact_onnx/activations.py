@@ -24,6 +24,7 @@ class Activation:
         shape: Shape of the output without its batch axis; ``None`` for an unknown extent.
         is_last: No other activation lies between this one and the graph's outputs, which makes
             it part of the paper's layer L, the one that feeds the output layer (section V-A).
+        granularity: What shares a threshold, where that was decided for each activation by itself.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Activation:
     tensor: str
     shape: tuple[int | None, ...]
     is_last: bool
+    granularity: str | None = None
 
 
 def find_activations(model: onnx.ModelProto) -> list[Activation]:

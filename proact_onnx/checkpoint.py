@@ -12,6 +12,20 @@ from proact_onnx.files import write_text
 from proact_onnx.thresholds import FloatArray
 
 
+class NoCheckpoint:
+    """Keeps nothing."""
+
+    def finished(self) -> Mapping[str, FloatArray]:
+        """Nothing is."""
+        return {}
+
+    def store(self, tensor: str, values: FloatArray) -> None:
+        """Do nothing."""
+
+    def store_all(self, values: Mapping[str, FloatArray]) -> None:
+        """Do nothing."""
+
+
 class FileCheckpoint:
     """Finished thresholds as JSON lines: a header that says which run, then one layer a line.
 

@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 
 from proact_onnx.activations import Activation, find_activations
+from proact_onnx.build import Workpiece, build
 from proact_onnx.checkpoint import FileCheckpoint
+from proact_onnx.choose import AUTOMATIC, Choice, check_automatic, choose
 from proact_onnx.data import Dataset, Preprocessing, split_disjoint
 from proact_onnx.engine import (
     Provider,
@@ -21,9 +23,9 @@ from proact_onnx.engine import (
     profile_activations,
 )
 from proact_onnx.errors import ModelError, SettingsError
-from proact_onnx.faults import added_count, parameter_count, parse_format
+from proact_onnx.faults import parameter_count, parse_format
 from proact_onnx.fidelity import Fidelity, compare, guessing, label_batch
-from proact_onnx.methods import METHODS, FitContext
+from proact_onnx.methods import METHODS
 from proact_onnx.model import (
     check_writable,
     is_scale,
@@ -36,10 +38,10 @@ from proact_onnx.model import (
     set_provenance,
 )
 from proact_onnx.progress import LogReporter, Reporter
-from proact_onnx.rewrite import Form, Refusal, Rescaled, Sharing, insert, rescale
+from proact_onnx.rewrite import Form, Refusal, Rescaled
 from proact_onnx.rewrite import prepare as prepare_model
-from proact_onnx.settings import HardenSettings, RuntimeSettings, ThresholdScale
-from proact_onnx.thresholds import Granularity, Thresholds, memory_overhead
+from proact_onnx.settings import HardenSettings, RuntimeSettings
+from proact_onnx.thresholds import Granularity, Thresholds
 
 
 @dataclass(frozen=True)
@@ -50,9 +52,9 @@ class HardenReport:
         output: The hardened file.
         activations: The activations hardened, in topological order.
         thresholds: Their thresholds.
-        scales: Number of stored scales; 0 unless weights are rescaled.
-        memory_overhead: Thresholds and scales in per cent of the original model's parameters
-            (Eq. 6).
+        scales: Number of stored scales, and copies of biases; 0 unless weights are rescaled.
+        memory_overhead: Thresholds, scales and copies in per cent of the original model's
+            parameters (Eq. 6).
         fidelity: Both models compared on the test images.
         test_images: How many these are.
         labelled: Whether they have labels; otherwise the original model's classes stand in.
@@ -61,6 +63,7 @@ class HardenReport:
             could not be rescaled.
         evaluations: Images classified under fault to find the thresholds.
         seconds: Wall time.
+        choice: What method ``auto`` tried, and why it chose what it did.
     """
 
     output: Path
@@ -75,6 +78,7 @@ class HardenReport:
     refusals: tuple[Refusal, ...]
     evaluations: int
     seconds: float
+    choice: Choice | None = None
 
 
 def harden(
@@ -120,10 +124,13 @@ def harden(
     runtime = runtime or RuntimeSettings()
     reporter = reporter or LogReporter()
     output = output or hardened_path(model)
-    method = METHODS[_choose("method", settings.method, METHODS)]
-    settings = method.resolve(settings)
-    _choose("granularity", str(settings.granularity), list(Granularity))
-    form = Form(_choose("form", str(settings.form), list(Form)))
+    _choose("method", settings.method, [*METHODS, AUTOMATIC])
+    if settings.method == AUTOMATIC:
+        check_automatic(settings)
+    else:
+        settings = METHODS[settings.method].resolve(settings)
+        _choose("granularity", str(settings.granularity), list(Granularity))
+        _choose("form", str(settings.form), list(Form))
     parse_format(settings.format)
     provider = (Provider(runtime.provider), runtime.threads, runtime.batch_size)
 
@@ -177,33 +184,21 @@ def harden(
         progress=advance,
     )
     activations = observed_shapes(activations, profile)
-    fitted = method.fit(
-        FitContext(
-            model=prepared.model,
-            activations=activations,
-            profile=profile,
-            calibration=calibrate,
-            accept=accept,
-            settings=settings,
-            runtime=runtime,
-            checkpoint=checkpoint,
-            reporter=reporter,
-        )
+    workpiece = Workpiece(
+        prepared.model, parameters, activations, profile, calibrate, accept, runtime
     )
-    thresholds = fitted.thresholds
-    stored_model, refusals = prepared.model, prepared.refusals
-    if settings.rescale != "none":
-        rescaled = rescale(stored_model, Sharing(settings.rescale))
-        stored_model, refusals = rescaled.model, (*refusals, *rescaled.refusals)
-        _tell_refusals(rescaled, reporter)
-    hardened = insert(
-        stored_model,
-        thresholds,
-        form,
-        slope=settings.slope,
-        relative_slope=settings.slope_scale is ThresholdScale.RELATIVE,
-    ).model
-    set_provenance(hardened, _provenance(digests, settings, thresholds))
+    choice = None
+    if settings.method == AUTOMATIC:
+        choice = choose(workpiece, settings, reporter)
+        settings = choice.settings
+    built = build(workpiece, settings, checkpoint, reporter)
+    if built.rescaled is not None:
+        _tell_refusals(built.rescaled, reporter)
+    hardened, thresholds = built.model, built.thresholds
+    record = _provenance(digests, settings, thresholds)
+    if choice is not None:
+        record |= {"chosen_by": AUTOMATIC, "choice": choice.to_json()}
+    set_provenance(hardened, record)
     fidelity = compare(original, Session(hardened, *provider), report)
     save_model(hardened, output, inputs=(model,))
     checkpoint.remove()
@@ -211,14 +206,15 @@ def harden(
         output=output,
         activations=tuple(activations),
         thresholds=thresholds,
-        scales=added_count(hardened) - thresholds.count,
-        memory_overhead=memory_overhead(added_count(hardened), parameters),
+        scales=built.numbers - thresholds.count,
+        memory_overhead=built.overhead,
         fidelity=fidelity,
         test_images=len(report.images),
         labelled=test_set.labels is not None,
         raised_opset=opset(hardened) if opset(hardened) != opset(prepared.model) else None,
-        refusals=refusals,
-        evaluations=fitted.evaluations,
+        refusals=(*prepared.refusals, *built.refusals),
+        evaluations=built.evaluations,
+        choice=choice,
         seconds=time.monotonic() - started,
     )
 

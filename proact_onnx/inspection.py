@@ -12,7 +12,12 @@ from proact_onnx.faults import fault_space, parameter_count
 from proact_onnx.messages import subgraphs
 from proact_onnx.model import HYRELU, SCALE_SUFFIX, is_scale, is_threshold, load_model, opset
 from proact_onnx.rewrite import Refusal, prepare
-from proact_onnx.thresholds import Granularity, memory_overhead, threshold_count
+from proact_onnx.thresholds import (
+    FIXED_GRANULARITIES,
+    Granularity,
+    memory_overhead,
+    threshold_count,
+)
 
 # Bits of one stored number: float32, as in the paper's Q15.16. Quantised weights have their own.
 FLOAT_BITS = 32
@@ -130,7 +135,9 @@ def inspect_model(path: Path) -> Inspection:
         rescaled=_rescaled_layers(model),
         parameters=parameters,
         fault_space_bits=fault_space(stored, FLOAT_BITS).bits,
-        costs=tuple(_cost(granularity, activations, parameters) for granularity in Granularity),
+        costs=tuple(
+            _cost(granularity, activations, parameters) for granularity in FIXED_GRANULARITIES
+        ),
         unprotected=tuple(_unprotected(model, activations)),
         unfolded=prepared.refusals,
     )

@@ -25,11 +25,8 @@ class Reporter(Protocol):
         """Pass on one sentence the user must not miss."""
 
 
-class LogReporter:
-    """Draws nothing; notices and warnings go to the log ``proact_onnx``.
-
-    Python shows warnings on standard error unless a program sets up logging otherwise.
-    """
+class SilentReporter:
+    """Tells nobody anything."""
 
     def begin(self, task: str, total: int) -> None:
         """Do nothing."""
@@ -39,6 +36,19 @@ class LogReporter:
 
     def expect(self, total: int) -> None:
         """Do nothing."""
+
+    def notice(self, text: str) -> None:
+        """Do nothing."""
+
+    def warn(self, text: str) -> None:
+        """Do nothing."""
+
+
+class LogReporter(SilentReporter):
+    """Draws nothing; notices and warnings go to the log ``proact_onnx``.
+
+    Python shows warnings on standard error unless a program sets up logging otherwise.
+    """
 
     def notice(self, text: str) -> None:
         """Log at level INFO."""

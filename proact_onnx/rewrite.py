@@ -1,6 +1,6 @@
 """Which rewrites a model goes through, and in which order: the only user of the passes."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,7 +9,7 @@ import onnx.inliner
 import onnx.version_converter
 
 import passes
-from passes import DataFlow, Form, Refusal, Sharing, data_flow
+from passes import DataFlow, Form, Range, Refusal, Sharing, StoredLayer, data_flow
 from proact_onnx.activations import find_activations, tensor_types
 from proact_onnx.errors import ModelError
 from proact_onnx.model import FLOAT_TYPES, THRESHOLD_SUFFIX, check_model, opset
@@ -20,9 +20,11 @@ __all__ = [
     "Form",
     "Inserted",
     "Prepared",
+    "Range",
     "Refusal",
     "Rescaled",
     "Sharing",
+    "StoredLayer",
     "data_flow",
     "expose",
     "insert",
@@ -30,8 +32,12 @@ __all__ = [
     "prepare",
     "raise_opset",
     "rescale",
+    "stored_layers",
     "threshold_name",
 ]
+
+
+_Q15_16 = Range(bits=15, digits=31)
 
 
 @dataclass(frozen=True)
@@ -164,7 +170,23 @@ def insert(
     return Inserted(hardened, raised)
 
 
-def rescale(model: onnx.ModelProto, sharing: Sharing = Sharing.CHANNEL) -> Rescaled:
+def stored_layers(model: onnx.ModelProto) -> list[StoredLayer]:
+    """List the layers that `rescale` can rescale, in topological order.
+
+    Raises:
+        ModelError: If the graph cannot be read.
+    """
+    survey = passes.SurveyLayers()
+    _run(model, [survey])
+    return survey.layers
+
+
+def rescale(
+    model: onnx.ModelProto,
+    sharing: Sharing = Sharing.CHANNEL,
+    by_tensor: Collection[str] = (),
+    limits: Range = _Q15_16,
+) -> Rescaled:
     """Store weights and biases enlarged by powers of two, see `passes.RescaleWeights`.
 
     Where bounds are wanted too, they come after: a tent goes into the nodes that rescaling adds.
@@ -172,13 +194,16 @@ def rescale(model: onnx.ModelProto, sharing: Sharing = Sharing.CHANNEL) -> Resca
     Args:
         model: A prepared model; it is not changed. Its opset is raised where it is too low.
         sharing: What shares a factor.
+        by_tensor: Names of weights that share one factor and of biases that are stored once,
+            whatever ``sharing`` says.
+        limits: What enlarged numbers are to fill.
 
     Raises:
         ModelError: If the model is rescaled already, or cannot be rewritten.
     """
     if opset(model) < passes.RESCALE_OPSET:
         model = raise_opset(model, passes.RESCALE_OPSET)
-    step = passes.RescaleWeights(sharing)
+    step = passes.RescaleWeights(sharing, by_tensor, limits)
     rescaled, changes = _run(model, [step])
     check_model(rescaled, "the rescaled model")
     layers = changes[step.name]

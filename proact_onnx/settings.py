@@ -19,7 +19,7 @@ SETTINGS_FILE = "proact.toml"
 PROVIDERS = ("auto", "cpu", "cuda", "tensorrt", "openvino")
 EFFECTS = ("flip", "stuck-at-0", "stuck-at-1")
 BURST_AXES = ("bits", "words")
-RESCALINGS = ("none", "tensor", "channel")
+RESCALINGS = ("none", "tensor", "channel", "auto")
 PAPER_TRIALS = 500
 
 # Section VI-A.
@@ -113,21 +113,25 @@ class HardenSettings:
     Attributes:
         method: ``proact``, ``ranger``, ``ftclipact``, ``fitact``, ``brelu`` or
             ``clip-percentile``.
-        granularity: ``layer``, ``channel``, ``neuron`` or ``hybrid``; None leaves it to the
+        granularity: ``layer``, ``channel``, ``neuron``, ``hybrid``, or ``auto``: channel where it
+            helps most within ``max_memory_overhead``, layer elsewhere; None leaves it to the
             method.
-        form: How the bound is written: ``hard``, ``smooth``, ``saturate`` or ``ramp``; None leaves
-            it to ``out_of_range``, and then to the method.
+        form: How the bound is written: ``hard``, ``smooth``, ``saturate``, ``ramp`` or ``tent``;
+            None leaves it to ``out_of_range``, and then to the method.
         out_of_range: Whether a value above its threshold becomes zero or the threshold; None
             leaves it to the method.
         percentile: Of the activations that thresholds start from, instead of their maximum; None
             leaves it to the method.
         rescale: What shares a power of two by which weights are stored enlarged, so that they fill
-            the range of fixed-point storage: ``tensor`` or ``channel``; ``none`` stores them as
-            they are.
+            the range of fixed-point storage: ``tensor``, ``channel``, or ``auto``: channel where it
+            helps most within ``max_memory_overhead``; ``none`` stores them as they are.
+        max_memory_overhead: Thresholds, scales and copies that ``auto`` may store, in per cent of
+            the parameters.
         slack: Factor on profiled maxima. Another runtime's rounding must not push the largest
             legitimate value over its threshold.
         calibration_images: Images to profile and train on, at most.
         accept_images: Images that decide whether trained thresholds are kept, at most.
+        max_latency: Times that method ``auto`` may make the model slower; None sets no limit.
         max_accuracy_drop: Points of accuracy that hardening may cost on the accept images.
         epochs_neuron: Epochs for neuron-wise thresholds.
         epochs: Epochs for the others.
@@ -151,7 +155,8 @@ class HardenSettings:
         search_trials: Fault maps for each of them.
         search_images: Images for each fault map.
         search_rounds: Times that ``ftclipact`` narrows the interval of a threshold.
-        format: How parameters are stored when ``ftclipact`` injects faults.
+        format: How parameters are stored on the device: what rescaled weights are to fill, and
+            what ``ftclipact`` and ``auto`` inject faults into.
         seed: Decides which images go where, their order in training, and the faults of a search.
     """
 
@@ -161,6 +166,8 @@ class HardenSettings:
     out_of_range: OutOfRange | None = None
     percentile: float | None = None
     rescale: str = "none"
+    max_memory_overhead: float = 0.5
+    max_latency: float | None = None
     slack: float = 1.01
     calibration_images: int = 2000
     accept_images: int = 1000
@@ -208,6 +215,9 @@ class HardenSettings:
         _check(self.search_images, "search-images", 1)
         _check(self.search_rounds, "search-rounds", 1)
         _check_choice(self.rescale, "rescale", RESCALINGS)
+        _check(self.max_memory_overhead, "max-memory-overhead", 0.0)
+        if self.max_latency is not None:
+            _check(self.max_latency, "max-latency", 1.0)
         _check(self.slack, "slack", 1.0)
         _check(self.calibration_images, "calibration-images", 1)
         _check(self.accept_images, "accept-images", 1)
@@ -254,8 +264,8 @@ class InjectSettings:
         half_width: Points of half a confidence interval of the accuracy at which to stop.
         protocol: ``adaptive``, or ``paper``: 500 fault maps on all images.
         format: How parameters are stored, ``Qm.n``, ``auto``, ``float32``, ...
-        targets: Kinds of parameter to fault: ``weight``, ``bias``, ``threshold``, ``scale``; empty
-            for all.
+        targets: Kinds of parameter to fault: ``weight``, ``bias``, ``threshold``, ``scale``,
+            ``copy``; empty for all.
         layers: Patterns of the layers to fault; empty for all.
         bits: Positions of bits to fault, such as ``0-15,31``, 0 the least significant; empty for
             all.

@@ -21,15 +21,23 @@ class Granularity(StrEnum):
     CHANNEL = "channel"
     NEURON = "neuron"
     HYBRID = "hybrid"
+    AUTO = "auto"
 
     def of(self, activation: Activation) -> "Granularity":
         """Return the granularity for one activation.
 
-        Hybrid means neuron-wise in the last hidden layer and layer-wise elsewhere (Eq. 5).
+        Hybrid means neuron-wise in the last hidden layer and layer-wise elsewhere (Eq. 5); auto
+        means what was decided for the activation, see `proact_onnx.allocation`.
         """
+        if self is Granularity.AUTO:
+            return Granularity(activation.granularity or Granularity.LAYER)
         if self is not Granularity.HYBRID:
             return self
         return Granularity.NEURON if activation.is_last else Granularity.LAYER
+
+
+# Those that cost the same whatever a model's weights and activations are.
+FIXED_GRANULARITIES = tuple(g for g in Granularity if g is not Granularity.AUTO)
 
 
 @dataclass(frozen=True)

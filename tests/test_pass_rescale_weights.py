@@ -3,7 +3,7 @@ import onnx
 import onnxruntime
 import pytest
 
-from passes import RescaleWeights, Sharing, run_passes
+from passes import Range, RescaleWeights, Sharing, run_passes
 from passes.base import PassError
 from proact_onnx.faults import parse_format
 from proact_onnx.model import SCALE_SUFFIX
@@ -370,3 +370,29 @@ def test_products_of_activations_are_left_alone() -> None:
 def test_scales_are_known_by_their_names() -> None:
     _, step = rescaled(convolution())
     assert all(name.endswith(SCALE_SUFFIX) for name in step.scales)
+
+
+@pytest.mark.parametrize("name", ["Q7.8", "Q3.12", "Q15.16", "Q1.30"])
+def test_other_fixed_point_formats_are_filled(name: str) -> None:
+    stored_as = parse_format(name)
+    limits = Range(stored_as.integer_bits, stored_as.width - 1)
+    model = convolution(weight=normal(6, 4, 3, 3, scale=1e-4), bias=normal(6))
+    result, _ = run_passes(model, [RescaleWeights(range=limits)])
+    for tensor in ("w", "b", "z/rescale/scale", "b/rescale/scale"):
+        values = stored(result, tensor)
+        assert not stored_as.fit(values).saturated(values)
+        if tensor.endswith("scale"):
+            kept = stored_as.decode(stored_as.encode(values))
+            np.testing.assert_array_equal(kept, values)
+    assert np.abs(stored(result, "b")).max() >= 2.0 ** (stored_as.integer_bits - 1)
+    feed = random_feed(model)
+    np.testing.assert_array_equal(run(result, feed)[0], run(model, feed)[0])
+
+
+def test_floating_point_weights_end_below_one() -> None:
+    model = convolution(bias=normal(6))
+    result, _ = run_passes(model, [RescaleWeights(range=Range(bits=0))])
+    largest = np.abs(stored(result, "w")).max(axis=(1, 2, 3))
+    assert ((largest >= 0.5) & (largest < 1)).all()
+    feed = random_feed(model)
+    np.testing.assert_array_equal(run(result, feed)[0], run(model, feed)[0])

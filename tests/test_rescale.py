@@ -20,7 +20,7 @@ from proact_onnx.faults import (
 )
 from proact_onnx.harden import HardenReport, harden
 from proact_onnx.inspection import inspect_model
-from proact_onnx.model import SCALE_SUFFIX, is_scale, load_model
+from proact_onnx.model import COPY_SUFFIX, SCALE_SUFFIX, is_copy, is_scale, load_model
 from proact_onnx.progress import LogReporter
 from proact_onnx.rewrite import Sharing, prepare, rescale
 from proact_onnx.settings import HardenSettings
@@ -84,6 +84,8 @@ def test_the_fault_space_gains_scales_alone(how: str, pair: dict[str, HardenRepo
     plain, enlarged = space(pair["none"]), space(pair[how])
     for kind in (Kind.WEIGHT, Kind.BIAS, Kind.THRESHOLD):
         assert by_kind(plain, kind) == by_kind(enlarged, kind)
+    copies = {name.removesuffix(COPY_SUFFIX): n for name, n in by_kind(enlarged, Kind.COPY).items()}
+    assert copies == ({} if how == "tensor" else by_kind(plain, Kind.BIAS))
     assert by_kind(plain, Kind.SCALE) == {}
     scales = by_kind(enlarged, Kind.SCALE)
     biases = by_kind(plain, Kind.BIAS)
@@ -91,7 +93,7 @@ def test_the_fault_space_gains_scales_alone(how: str, pair: dict[str, HardenRepo
     shared = 3 * len(biases)
     own = shared if how == "tensor" else sum(biases.values())
     assert sum(scales.values()) == shared + own
-    kept = [p.name for p in enlarged.parameters if p.kind is not Kind.SCALE]
+    kept = [p.name for p in enlarged.parameters if p.kind not in (Kind.SCALE, Kind.COPY)]
     assert sorted(kept) == sorted(p.name for p in plain.parameters)
     layers = {p.name: p.layer for p in plain.parameters}
     for parameter in enlarged.parameters:
@@ -107,7 +109,8 @@ def test_memory_overhead_counts_scales(how: str, pair: dict[str, HardenReport]) 
     assert plain.scales == 0
     model = onnx.load(report.output)
     stored = {t.name: onnx.numpy_helper.to_array(t) for t in model.graph.initializer}
-    assert report.scales == sum(value.size for name, value in stored.items() if is_scale(name))
+    added = [value for name, value in stored.items() if is_scale(name) or is_copy(name)]
+    assert report.scales == sum(value.size for value in added)
     parameters = parameter_count(onnx.load(plain.output))
     assert parameter_count(model) == parameters
     assert added_count(model) == plain.thresholds.count + report.scales
@@ -234,8 +237,7 @@ def test_commands(command: Command) -> None:
     quick = ["--method", "ranger", "--calibration-images", "100", "--accept-images", "50"]
     outcome = command("harden", *quick, "--rescale", "channel")
     assert outcome.code == 0, outcome.err
-    assert "thresholds and" in outcome.out
-    assert " scales)" in outcome.out
+    assert "scales and copies of biases)" in " ".join(outcome.out.split())
     assert command("verify").code == 0
     assert "stored enlarged" in command("inspect", "digits.hardened.onnx", "--layers").out
     faults = ["--trials", "4", "--images", "16", "--ber", "1e-3", "--targets", "scale"]

@@ -62,6 +62,8 @@ SAMPLES: dict[str, tuple[str, str, Any]] = {
     "harden.out_of_range": ("'zero'", "clamp", OutOfRange.CLAMP),
     "harden.percentile": ("91", "99.5", 99.5),
     "harden.rescale": ("'tensor'", "channel", "channel"),
+    "harden.max_memory_overhead": ("0.25", "0.75", 0.75),
+    "harden.max_latency": ("1.5", "1.25", 1.25),
     "harden.slack": ("1.5", "1.25", 1.25),
     "harden.calibration_images": ("70", "80", 80),
     "harden.accept_images": ("70", "80", 80),

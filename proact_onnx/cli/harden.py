@@ -31,6 +31,7 @@ from proact_onnx.settings import OutOfRange, ThresholdScale
 
 _BOUNDS = "Bounds"
 _WEIGHTS = "Weights"
+_LIMITS = "Limits"
 _TRAINING = "Training (methods proact, fitact, brelu)"
 _SEARCH = "Search (method ftclipact)"
 
@@ -44,9 +45,10 @@ def harden(
         str | None,
         setting(
             "harden.method",
-            "How thresholds are found.",
+            "How thresholds are found; auto: the best protection within the limits on accuracy, "
+            "memory and latency, found by trying under fault.",
             _BOUNDS,
-            "proact|ranger|ftclipact|fitact|brelu|clip-percentile",
+            "proact|ranger|ftclipact|fitact|brelu|clip-percentile|auto",
         ),
     ] = None,
     granularity: Annotated[
@@ -54,14 +56,17 @@ def harden(
         setting(
             "harden.granularity",
             "What shares a threshold, by default as the method has it; hybrid: a threshold for "
-            "each neuron of the last hidden layer, one for each layer before.",
+            "each neuron of the last hidden layer, one for each layer before; auto: channel where "
+            "it helps most within --max-memory-overhead.",
             _BOUNDS,
-            "layer|channel|neuron|hybrid",
+            "layer|channel|neuron|hybrid|auto",
         ),
     ] = None,
     form: Annotated[
         str | None,
-        setting("harden.form", "How bounds are written.", _BOUNDS, "hard|smooth|saturate|ramp"),
+        setting(
+            "harden.form", "How bounds are written.", _BOUNDS, "hard|smooth|saturate|ramp|tent"
+        ),
     ] = None,
     out_of_range: Annotated[
         OutOfRange | None,
@@ -81,9 +86,35 @@ def harden(
         setting(
             "harden.rescale",
             "What shares a power of two by which weights are stored enlarged, to fill the range of "
-            "fixed-point storage.",
+            "fixed-point storage; auto: channel where it helps most within --max-memory-overhead.",
             _WEIGHTS,
-            "none|tensor|channel",
+            "none|tensor|channel|auto",
+        ),
+    ] = None,
+    format: Annotated[
+        str | None,
+        setting(
+            "harden.format",
+            "How parameters are stored on the device: what rescaled weights are to fill, and what "
+            "methods that search inject faults into.",
+            _WEIGHTS,
+        ),
+    ] = None,
+    max_memory_overhead: Annotated[
+        float | None,
+        setting(
+            "harden.max_memory_overhead",
+            "Thresholds, scales and copies that auto may store, in % of the parameters.",
+            _LIMITS,
+        ),
+    ] = None,
+    max_latency: Annotated[
+        float | None,
+        setting(
+            "harden.max_latency",
+            "Times as long as the original that a run may take with method auto, measured here at "
+            "batches of 1 and 64.",
+            _LIMITS,
         ),
     ] = None,
     slack: Annotated[
@@ -121,8 +152,8 @@ def harden(
         float | None,
         setting(
             "harden.max_accuracy_drop",
-            "Percentage points of accuracy that training may cost.",
-            _TRAINING,
+            "Percentage points of accuracy that training, or method auto, may cost.",
+            _LIMITS,
         ),
     ] = None,
     epochs: Annotated[
@@ -199,9 +230,6 @@ def harden(
         int | None,
         setting("harden.search_rounds", "Times an interval is narrowed, at most.", _SEARCH),
     ] = None,
-    format: Annotated[
-        str | None, setting("harden.format", "How parameters are stored meanwhile.", _SEARCH)
-    ] = None,
     seed: Annotated[
         int | None,
         setting(
@@ -234,7 +262,7 @@ def harden(
     """Write a hardened copy of a model, and compare clean accuracy before and after."""
     from proact_onnx.harden import checkpoint_path, hardened_path
     from proact_onnx.harden import harden as run
-    from proact_onnx.report import threshold_table
+    from proact_onnx.report import choice_table, threshold_table
 
     settings = gather(locals(), "harden", "preprocessing", "runtime")
     settings = with_source(settings, "calibration", data, labels, part)
@@ -260,6 +288,8 @@ def harden(
         if checkpoint_path(target).exists():
             interrupted("finished layers are kept; run the same command with --resume to go on")
         interrupted("no layer was finished yet, so nothing is kept; run the same command again")
+    if report.choice is not None:
+        show(choice_table(report.choice))
     show(threshold_table(report.activations, report.thresholds))
     if report.raised_opset is not None:
         say(f"opset raised to {report.raised_opset}, which the bounds need")
@@ -278,6 +308,6 @@ def harden(
     say(
         f"memory overhead: {report.memory_overhead:.3g} % of the parameters "
         f"({report.thresholds.count:,} thresholds"
-        + (f" and {report.scales:,} scales)" if report.scales else ")")
+        + (f", {report.scales:,} scales and copies of biases)" if report.scales else ")")
     )
     say(f"hardened in {report.seconds:.1f} s: {spell(report.output)}")

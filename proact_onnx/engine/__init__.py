@@ -1,6 +1,7 @@
 """Running models in ONNX Runtime: sessions, fault engines, profiles and what outputs mean."""
 
 from proact_onnx.engine.cuts import Workload
+from proact_onnx.engine.latency import latency_ratios
 from proact_onnx.engine.metrics import Predictions, chance_warning, is_classifier, top1
 from proact_onnx.engine.percentiles import profile_percentiles
 from proact_onnx.engine.prefix import PrefixCache, Stage
@@ -21,6 +22,7 @@ __all__ = [
     "chance_warning",
     "choose_engine",
     "is_classifier",
+    "latency_ratios",
     "observed_shapes",
     "profile_activations",
     "profile_percentiles",

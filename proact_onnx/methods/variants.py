@@ -13,9 +13,13 @@ from proact_onnx.thresholds import Granularity
 _OPTIONS: Mapping[str, tuple[Mapping[str, Any], str]] = {
     **{str(g): ({"granularity": str(g)}, f"{g}-wise") for g in Granularity},
     "hybrid": ({"granularity": "hybrid"}, "hybrid"),
+    "auto": ({"granularity": "auto"}, "allotted"),
     "clamp": ({"out_of_range": OutOfRange.CLAMP}, "clamping"),
     "zero": ({"out_of_range": OutOfRange.ZERO}, "zeroing"),
     "no-distillation": ({"distillation": False}, "labels alone"),
+    "ramp": ({"form": "ramp"}, "ramp"),
+    "tent": ({"form": "tent"}, "tent"),
+    "rescaled-auto": ({"rescale": "auto"}, "weights rescaled as allotted"),
     "rescaled-tensor": ({"rescale": "tensor"}, "weights rescaled by tensor"),
     "rescaled": ({"rescale": "channel"}, "weights rescaled"),
     "together": ({"progressive": False}, "all layers together"),
@@ -64,8 +68,8 @@ def parse_variant(name: str) -> Variant:
 
     Args:
         name: A method, and after hyphens any of ``layer``, ``channel``, ``neuron``, ``hybrid``,
-            ``clamp``, ``zero``, ``no-distillation``, ``together``, ``rescaled`` (by channel) and
-            ``rescaled-tensor``.
+            ``auto``, ``clamp``, ``zero``, ``ramp``, ``tent``, ``no-distillation``, ``together``,
+            ``rescaled`` (by channel), ``rescaled-tensor`` and ``rescaled-auto``.
 
     Raises:
         SettingsError: If the method or an option is not known.

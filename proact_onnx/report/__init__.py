@@ -8,6 +8,7 @@ from proact_onnx.report.rendering import Table
 from proact_onnx.report.tables import (
     activation_table,
     campaign_table,
+    choice_table,
     class_table,
     clipping_table,
     comparison_table,
@@ -30,6 +31,7 @@ __all__ = [
     "activation_table",
     "campaign_table",
     "check_figure",
+    "choice_table",
     "class_table",
     "clipping_table",
     "comparison_table",

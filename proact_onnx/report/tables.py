@@ -1,6 +1,7 @@
 """Results as tables that fit into the 100 columns of a terminal."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -16,10 +17,11 @@ from proact_onnx.campaign import (
     LayerEffect,
     gain,
 )
+from proact_onnx.choose import Choice
 from proact_onnx.errors import ModelError
 from proact_onnx.faults import Count, Effect, Parameter, Rate, parse_fault_model, spell_bits
 from proact_onnx.report.rendering import Table
-from proact_onnx.thresholds import Granularity, Thresholds, threshold_count
+from proact_onnx.thresholds import FIXED_GRANULARITIES, Granularity, Thresholds, threshold_count
 from proact_onnx.verify import ClippedLayer
 
 _SAMPLES_SHOWN = 5
@@ -67,11 +69,11 @@ def activation_table(activations: Sequence[Activation], title: str) -> Table:
             activation.name,
             activation.op,
             spell_shape(activation.shape) + (" (last)" if activation.is_last else ""),
-            *(_count(activation, granularity) for granularity in Granularity),
+            *(_count(activation, granularity) for granularity in FIXED_GRANULARITIES),
         ]
         for number, activation in enumerate(activations, start=1)
     ]
-    columns = ["#", "activation", "op", "shape", *map(str, Granularity)]
+    columns = ["#", "activation", "op", "shape", *map(str, FIXED_GRANULARITIES)]
     return _table(title, columns, rows, ["activation"])
 
 
@@ -112,6 +114,33 @@ def threshold_table(activations: Sequence[Activation], thresholds: Thresholds) -
         rows.append([activation.name, f"{values.size:,}", *(f"{value:.4g}" for value in extremes)])
     columns = ["activation", "count", "lowest", "median", "highest"]
     return _table("thresholds", columns, rows, ["activation"])
+
+
+def choice_table(choice: Choice) -> Table:
+    """What method ``auto`` tried: one row a candidate, the chosen one stressed."""
+    rates = list(choice.candidates[0].accuracies)
+    timed = any(candidate.latency is not None for candidate in choice.candidates)
+    rows = [
+        [
+            candidate.name,
+            f"{candidate.overhead:.3g}",
+            f"{candidate.drop:.2f}",
+            *([f"{candidate.latency:.2f}"] if timed and candidate.latency is not None else []),
+            *(f"{100 * candidate.accuracies[rate]:.1f}" for rate in rates),
+            candidate.verdict,
+        ]
+        for candidate in choice.candidates
+    ]
+    columns = ["candidate", "memory", "drop", *(["latency"] if timed else [])]
+    columns += [*(f"BER {spell_rate(rate)}" for rate in rates), "verdict"]
+    table = _table(
+        "candidates: memory in %, points of clean accuracy lost, accuracy under faults in %",
+        columns,
+        rows,
+        ["candidate", "verdict"],
+    )
+    chosen = next(i for i, candidate in enumerate(choice.candidates) if candidate.chosen)
+    return replace(table, strong=frozenset((chosen, column) for column in range(len(columns))))
 
 
 def spell_fault(name: str) -> str:

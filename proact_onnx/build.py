@@ -1,0 +1,147 @@
+"""From settings to a hardened model, in memory."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import onnx
+
+from proact_onnx.activations import Activation
+from proact_onnx.allocation import allocate
+from proact_onnx.engine import ActivationProfile
+from proact_onnx.faults import FixedPoint, added_count, parse_format
+from proact_onnx.methods import METHODS, Checkpoint, FitContext, LabelledBatch
+from proact_onnx.progress import Reporter
+from proact_onnx.rewrite import Form, Range, Refusal, Rescaled, Sharing, insert, rescale
+from proact_onnx.settings import HardenSettings, RuntimeSettings, ThresholdScale
+from proact_onnx.thresholds import Granularity, Thresholds, memory_overhead, threshold_count
+
+
+@dataclass(frozen=True)
+class Workpiece:
+    """A model that is being hardened, and what is known of it.
+
+    Attributes:
+        model: The prepared model, without bounds.
+        parameters: How many weights and biases it stores.
+        activations: What is to be bounded, in topological order, shapes known.
+        profile: Maxima over the calibration images.
+        calibration: Images to learn from.
+        accept: Other images, which decide whether something is kept.
+        runtime: How ONNX Runtime and PyTorch execute.
+    """
+
+    model: onnx.ModelProto
+    parameters: int
+    activations: Sequence[Activation]
+    profile: ActivationProfile
+    calibration: LabelledBatch
+    accept: LabelledBatch
+    runtime: RuntimeSettings
+
+
+@dataclass(frozen=True)
+class Built:
+    """A hardened model.
+
+    Attributes:
+        model: The model.
+        thresholds: What its activations are bounded by.
+        numbers: How many thresholds, scales and copies it stores.
+        overhead: These in per cent of the parameters (Eq. 6).
+        rescaled: Which layers were rescaled; None if that was not wanted.
+        evaluations: Images classified under fault to find the thresholds.
+    """
+
+    model: onnx.ModelProto
+    thresholds: Thresholds
+    numbers: int
+    overhead: float
+    rescaled: Rescaled | None
+    evaluations: int
+
+    @property
+    def refusals(self) -> tuple[Refusal, ...]:
+        """Layers whose weights could not be rescaled."""
+        return () if self.rescaled is None else self.rescaled.refusals
+
+
+def build(
+    workpiece: Workpiece, settings: HardenSettings, checkpoint: Checkpoint, reporter: Reporter
+) -> Built:
+    """Find thresholds, rescale, and insert bounds.
+
+    Args:
+        workpiece: The model and its data; nothing of it is changed.
+        settings: Method and its options, resolved.
+        checkpoint: Where finished layers are kept.
+        reporter: Receives progress.
+
+    Raises:
+        ModelError: If the model cannot be hardened in this way.
+        SettingsError: If a setting does not go with the method.
+    """
+    activations, by_tensor = list(workpiece.activations), frozenset[str]()
+    if "auto" in (settings.granularity, settings.rescale):
+        thresholds = settings.granularity == Granularity.AUTO
+        limit = int(settings.max_memory_overhead / 100.0 * workpiece.parameters)
+        if not thresholds:
+            limit -= threshold_count(activations, Granularity(str(settings.granularity)))
+        allocation = allocate(
+            workpiece.model,
+            activations,
+            workpiece.profile.maxima,
+            limit,
+            thresholds=thresholds,
+            scales=settings.rescale == "auto",
+        )
+        activations, by_tensor = list(allocation.activations), allocation.by_tensor
+    fitted = METHODS[settings.method].fit(
+        FitContext(
+            model=workpiece.model,
+            activations=activations,
+            profile=workpiece.profile,
+            calibration=workpiece.calibration,
+            accept=workpiece.accept,
+            settings=settings,
+            runtime=workpiece.runtime,
+            checkpoint=checkpoint,
+            reporter=reporter,
+        )
+    )
+    model, rescaled = workpiece.model, None
+    if settings.rescale != "none":
+        sharing = Sharing.TENSOR if settings.rescale == "tensor" else Sharing.CHANNEL
+        rescaled = rescale(model, sharing, by_tensor, storage_range(settings.format))
+        model = rescaled.model
+    model = insert(
+        model,
+        fitted.thresholds,
+        Form(str(settings.form)),
+        slope=settings.slope,
+        relative_slope=settings.slope_scale is ThresholdScale.RELATIVE,
+    ).model
+    numbers = added_count(model)
+    return Built(
+        model=model,
+        thresholds=fitted.thresholds,
+        numbers=numbers,
+        overhead=memory_overhead(numbers, workpiece.parameters),
+        rescaled=rescaled,
+        evaluations=fitted.evaluations,
+    )
+
+
+def storage_range(name: str) -> Range:
+    """What weights are enlarged to, in a memory format.
+
+    Fixed point is filled up to its end. In the others a weight just below 1 has the exponent with
+    most ones below the first place, where a flip upwards is either harmless or so large that a
+    bound takes it away.
+
+    Raises:
+        SettingsError: If there is no such format.
+    """
+    found = parse_format(name)
+    if isinstance(found, FixedPoint):
+        return Range(found.integer_bits, found.integer_bits + found.fraction_bits)
+    return Range(bits=0)
