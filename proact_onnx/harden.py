@@ -133,14 +133,14 @@ def harden(
     prepared = prepare_model(loaded)
     for refusal in prepared.refusals:
         reporter.notice(f"BatchNormalization {refusal.node!r} is not folded: {refusal.reason}")
-    activations = find_activations(prepared.model)
+    activations = find_activations(prepared.model, linear=settings.protect == "linear")
     stored = [tensor.name for tensor in prepared.model.graph.initializer]
     if any(is_threshold(name) or is_scale(name) for name in stored):
         raise ModelError(f"{model} is hardened already: give the model it was made from")
     if not activations:
         raise ModelError(
-            f"{model} has no activation that can be hardened (Relu, or Clip from 0): "
-            f"'proact-onnx inspect {model}' lists what it has"
+            f"{model} has no activation that can be hardened: 'proact-onnx inspect {model}' lists "
+            "what it has, and --protect linear also bounds what Conv, Gemm and MatMul give"
         )
     parameters = parameter_count(prepared.model)
     if not parameters:
@@ -292,7 +292,8 @@ def _provenance(
 
 def _digest(thresholds: Thresholds) -> str:
     digest = hashlib.sha256()
-    for tensor in sorted(thresholds.values):
-        digest.update(tensor.encode())
-        digest.update(np.ascontiguousarray(thresholds.values[tensor], np.float32).tobytes())
+    for values in (thresholds.values, thresholds.lower):
+        for tensor in sorted(values):
+            digest.update(tensor.encode())
+            digest.update(np.ascontiguousarray(values[tensor], np.float32).tobytes())
     return digest.hexdigest()

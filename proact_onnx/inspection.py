@@ -9,36 +9,14 @@ import onnx
 from proact_onnx.activations import Activation, find_activations
 from proact_onnx.errors import ModelError
 from proact_onnx.faults import fault_space, parameter_count
+from proact_onnx.functions import find_functions, is_function
 from proact_onnx.messages import subgraphs
-from proact_onnx.model import HYRELU, is_scale, is_threshold, load_model, opset
+from proact_onnx.model import THRESHOLD_SUFFIX, is_scale, load_model, opset
 from proact_onnx.rewrite import Refusal, prepare
 from proact_onnx.thresholds import Granularity, memory_overhead, threshold_count
 
 # Bits of one stored number: float32, as in the paper's Q15.16. Quantised weights have their own.
 FLOAT_BITS = 32
-
-# Activation functions other than Relu and Clip; their outputs are not bounded from below by 0, or
-# they are bounded from above already.
-_OTHER_ACTIVATIONS = frozenset(
-    {
-        "Celu",
-        "Elu",
-        "Erf",
-        "Gelu",
-        "HardSigmoid",
-        "HardSwish",
-        "LeakyRelu",
-        "Mish",
-        "PRelu",
-        "Selu",
-        "Sigmoid",
-        "Softplus",
-        "Softsign",
-        "Swish",
-        "Tanh",
-        "ThresholdedRelu",
-    }
-)
 
 
 @dataclass(frozen=True)
@@ -125,13 +103,15 @@ def inspect_model(path: Path) -> Inspection:
         producer=f"{stored.producer_name} {stored.producer_version}".strip(),
         activations=tuple(activations),
         protected=tuple(
-            tensor.name for tensor in model.graph.initializer if is_threshold(tensor.name)
+            tensor.name
+            for tensor in model.graph.initializer
+            if tensor.name.endswith(THRESHOLD_SUFFIX)
         ),
         rescaled=sum(is_scale(tensor.name) for tensor in model.graph.initializer),
         parameters=parameters,
         fault_space_bits=fault_space(stored, FLOAT_BITS).bits,
         costs=tuple(_cost(granularity, activations, parameters) for granularity in Granularity),
-        unprotected=tuple(_unprotected(model, activations)),
+        unprotected=tuple(_unprotected(model)),
         unfolded=prepared.refusals,
     )
 
@@ -146,37 +126,21 @@ def _cost(granularity: Granularity, activations: list[Activation], parameters: i
     return Cost(granularity, thresholds, memory_overhead(thresholds, parameters), "")
 
 
-def _unprotected(model: onnx.ModelProto, activations: list[Activation]) -> Iterator[Unprotected]:
-    found = {activation.tensor for activation in activations}
+def _unprotected(model: onnx.ModelProto) -> Iterator[Unprotected]:
+    for function in find_functions(model):
+        if function.is_narrow:
+            name = model.graph.node[function.nodes[-1]].name or function.output
+            span = f"{function.lowest:g} to {function.highest:g}"
+            yield Unprotected(name, function.op, f"its values end at {span} by nature")
     for node in model.graph.node:
-        if _is_other_activation(node, found):
-            reason = (
-                "its lower bound is not a constant 0"
-                if node.op_type == "Clip"
-                else f"no bound is defined for {node.op_type}"
-            )
-            yield _left(node, reason)
         for subgraph in subgraphs(node):
             yield from _inside(subgraph, node.name or node.op_type)
 
 
-def _is_other_activation(node: onnx.NodeProto, found: set[str]) -> bool:
-    """Tell whether a node is an activation function, but none that can be or is bounded."""
-    bounds = any(HYRELU in name for name in (*node.input, *node.output))
-    if node.domain not in ("", "ai.onnx") or bounds:
-        return False
-    if node.op_type == "Clip":
-        return found.isdisjoint(node.output) and not any(map(is_threshold, node.input))
-    return node.op_type in _OTHER_ACTIVATIONS
-
-
 def _inside(graph: onnx.GraphProto, owner: str) -> Iterator[Unprotected]:
     for node in graph.node:
-        if node.op_type in _OTHER_ACTIVATIONS or node.op_type in ("Relu", "Clip"):
-            yield _left(node, f"it lies in a subgraph of {owner!r}")
+        if is_function(node):
+            reason = f"it lies in a subgraph of {owner!r}"
+            yield Unprotected(node.name or node.output[0], node.op_type, reason)
         for subgraph in subgraphs(node):
             yield from _inside(subgraph, owner)
-
-
-def _left(node: onnx.NodeProto, reason: str) -> Unprotected:
-    return Unprotected(node.name or node.output[0], node.op_type, reason)

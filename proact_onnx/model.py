@@ -31,6 +31,8 @@ PROVENANCE_PREFIX = "proact_onnx."
 # Stands in the name of every tensor that hardening adds behind an activation.
 HYRELU = "/hyrelu/"
 THRESHOLD_SUFFIX = f"{HYRELU}threshold"
+# Of two-sided bounds, the lower one.
+LOWER_SUFFIX = f"{HYRELU}lower"
 # Stands in the name of every node and tensor that rescaling adds behind a layer.
 RESCALE = "/rescale/"
 SCALE_SUFFIX = f"{RESCALE}scale"
@@ -230,8 +232,8 @@ def provenance(model: onnx.ModelProto) -> dict[str, str]:
 
 
 def is_threshold(name: str) -> bool:
-    """Tell whether an initializer holds the thresholds of an activation."""
-    return name.endswith(THRESHOLD_SUFFIX)
+    """Tell whether an initializer holds thresholds of an activation, upper or lower ones."""
+    return name.endswith((THRESHOLD_SUFFIX, LOWER_SUFFIX))
 
 
 def is_scale(name: str) -> bool:

@@ -20,6 +20,7 @@ PROVIDERS = ("auto", "cpu", "cuda", "tensorrt", "openvino")
 EFFECTS = ("flip", "stuck-at-0", "stuck-at-1")
 BURST_AXES = ("bits", "words")
 RESCALINGS = ("none", "tensor", "channel")
+PROTECTIONS = ("activations", "linear")
 PAPER_TRIALS = 500
 
 # Section VI-A.
@@ -113,6 +114,8 @@ class HardenSettings:
     Attributes:
         method: ``proact``, ``ranger``, ``ftclipact``, ``fitact``, ``brelu`` or
             ``clip-percentile``.
+        protect: What is bounded: ``activations``, or ``linear``: also what Conv, Gemm and MatMul
+            give where no activation bounds it.
         granularity: ``layer``, ``channel``, ``neuron`` or ``hybrid``; None leaves it to the
             method.
         form: How the bound is written: ``hard``, ``smooth``, ``saturate`` or ``ramp``; None leaves
@@ -156,6 +159,7 @@ class HardenSettings:
     """
 
     method: str = "proact"
+    protect: str = "activations"
     granularity: str | None = None
     form: str | None = None
     out_of_range: OutOfRange | None = None
@@ -207,6 +211,7 @@ class HardenSettings:
         _check(self.search_trials, "search-trials", 1)
         _check(self.search_images, "search-images", 1)
         _check(self.search_rounds, "search-rounds", 1)
+        _check_choice(self.protect, "protect", PROTECTIONS)
         _check_choice(self.rescale, "rescale", RESCALINGS)
         _check(self.slack, "slack", 1.0)
         _check(self.calibration_images, "calibration-images", 1)

@@ -27,7 +27,7 @@ from proact_onnx.cli.options import (
 )
 from proact_onnx.cli.terminal import err, interrupted, say, show, spell
 from proact_onnx.console import BarReporter
-from proact_onnx.settings import OutOfRange, ThresholdScale
+from proact_onnx.settings import PROTECTIONS, OutOfRange, ThresholdScale
 
 _BOUNDS = "Bounds"
 _WEIGHTS = "Weights"
@@ -47,6 +47,16 @@ def harden(
             "How thresholds are found.",
             _BOUNDS,
             "proact|ranger|ftclipact|fitact|brelu|clip-percentile",
+        ),
+    ] = None,
+    protect: Annotated[
+        str | None,
+        setting(
+            "harden.protect",
+            "What is bounded; linear: also what Conv, Gemm and MatMul give where no activation "
+            "bounds it (residual sums, attention, logits).",
+            _BOUNDS,
+            "|".join(PROTECTIONS),
         ),
     ] = None,
     granularity: Annotated[

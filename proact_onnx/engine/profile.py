@@ -1,7 +1,7 @@
 """Activation ranges over a data set, read from the model itself through ONNX Runtime."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -23,10 +23,12 @@ class ActivationProfile:
         maxima: By activation output, the largest value each neuron took over all images, float32
             of the activation's shape without the batch axis.
         images: How many images were seen.
+        minima: The smallest values likewise, of those activations that are two-sided.
     """
 
     maxima: Mapping[str, FloatArray]
     images: int
+    minima: Mapping[str, FloatArray] = field(default_factory=dict)
 
 
 def profile_activations(
@@ -39,9 +41,9 @@ def profile_activations(
     batch_size: int = 64,
     progress: Callable[[int], None] = lambda seen: None,
 ) -> ActivationProfile:
-    """Record the maximum of every neuron over the images (Algorithm 1, lines 1-8).
+    """Record the range of every neuron over the images (Algorithm 1, lines 1-8).
 
-    Images stream through in batches and only running maxima are kept.
+    Images stream through in batches and only running extremes are kept.
 
     Args:
         model: A prepared model.
@@ -61,13 +63,15 @@ def profile_activations(
         return ActivationProfile({}, 0)
     session = Session(expose(model, tensors), provider, threads, batch_size)
     maxima: dict[str, FloatArray] = {}
+    minima: dict[str, FloatArray] = {}
     seen = 0
     for values in session.stream(images, tensors):
         for activation, value in zip(activations, values, strict=True):
             if value.ndim < 2:
                 raise ModelError(f"activation {activation.name!r} has no batch axis")
             highest = value.max(axis=0).astype(np.float32)
-            if not np.isfinite(highest).all():
+            lowest = value.min(axis=0).astype(np.float32) if activation.two_sided else highest
+            if not (np.isfinite(highest).all() and np.isfinite(lowest).all()):
                 raise DataError(
                     f"activation {activation.name!r} takes values that are not finite: check the "
                     "preprocessing and the model"
@@ -79,9 +83,12 @@ def profile_activations(
                     f"{highest.shape}: give images of one size"
                 )
             np.maximum(known, highest, out=known)
+            if activation.two_sided:
+                known = minima.setdefault(activation.tensor, lowest)
+                np.minimum(known, lowest, out=known)
         seen += len(values[0]) if values else 0
         progress(seen)
-    return ActivationProfile(maxima, seen)
+    return ActivationProfile(maxima, seen, minima)
 
 
 def observed_shapes(

@@ -15,6 +15,7 @@ _OPTIONS: Mapping[str, tuple[Mapping[str, Any], str]] = {
     "hybrid": ({"granularity": "hybrid"}, "hybrid"),
     "clamp": ({"out_of_range": OutOfRange.CLAMP}, "clamping"),
     "zero": ({"out_of_range": OutOfRange.ZERO}, "zeroing"),
+    "linear": ({"protect": "linear"}, "linear layers too"),
     "no-distillation": ({"distillation": False}, "labels alone"),
     "rescaled-tensor": ({"rescale": "tensor"}, "weights rescaled by tensor"),
     "rescaled": ({"rescale": "channel"}, "weights rescaled"),
@@ -64,8 +65,8 @@ def parse_variant(name: str) -> Variant:
 
     Args:
         name: A method, and after hyphens any of ``layer``, ``channel``, ``neuron``, ``hybrid``,
-            ``clamp``, ``zero``, ``no-distillation``, ``together``, ``rescaled`` (by channel) and
-            ``rescaled-tensor``.
+            ``linear``, ``clamp``, ``zero``, ``no-distillation``, ``together``, ``rescaled`` (by
+            channel) and ``rescaled-tensor``.
 
     Raises:
         SettingsError: If the method or an option is not known.
