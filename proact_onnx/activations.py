@@ -3,12 +3,14 @@
 from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import onnx
 
 from proact_onnx.functions import Function, Sides, find_functions
 from proact_onnx.linear_outputs import linear_outputs
 from proact_onnx.messages import extents, node_reads, without_weights
+from proact_onnx.model import FLOAT_TYPES
 
 # Shapes are computed from small tensors only: the inputs of Reshape, Slice, Resize and their kind.
 _LARGEST_SHAPE_INPUT = 4096
@@ -56,11 +58,16 @@ def find_activations(model: onnx.ModelProto, *, linear: bool = False) -> list[Ac
     functions = find_functions(model)
     nodes = model.graph.node
     last = _last(model, {function.output for function in functions if _counts(function)})
-    shapes = _shapes_without_batch(model)
+    known = _without_batch(model)
 
     def activation(position: int, op: str, tensor: str, sides: Sides, is_last: bool) -> Activation:
         name = nodes[position].name or tensor
-        return Activation(name, op, tensor, shapes.get(tensor, ()), is_last, sides)
+        shape = known[tensor].shape if tensor in known else ()
+        return Activation(name, op, tensor, shape, is_last, sides)
+
+    def is_float(tensor: str) -> bool:
+        # Indices are clipped and chosen by the same operators. What is not known may be a number.
+        return tensor not in known or known[tensor].type in (0, *FLOAT_TYPES)
 
     found = {
         function.nodes[-1]: activation(
@@ -71,13 +78,14 @@ def find_activations(model: onnx.ModelProto, *, linear: bool = False) -> list[Ac
             function.output in last,
         )
         for function in functions
-        if function.needs_bound
+        if function.needs_bound and is_float(function.output)
     }
     if linear:
         bounding = {position for function in functions for position in function.nodes}
         for position, tensor in linear_outputs(model, bounding):
-            op = nodes[position].op_type
-            found[position] = activation(position, op, tensor, Sides.BOTH, False)
+            if is_float(tensor):
+                op = nodes[position].op_type
+                found[position] = activation(position, op, tensor, Sides.BOTH, False)
     return [found[position] for position in sorted(found)]
 
 
@@ -121,8 +129,15 @@ def tensor_types(model: onnx.ModelProto) -> dict[str, onnx.ValueInfoProto]:
     return _infer(without_weights(model, largest=_LARGEST_SHAPE_INPUT))
 
 
-def _shapes_without_batch(model: onnx.ModelProto) -> dict[str, tuple[int | None, ...]]:
-    """Shapes of the tensors, each without its first axis.
+class _Known(NamedTuple):
+    """What is known of a tensor: its shape without the first axis, and its element type."""
+
+    shape: tuple[int | None, ...]
+    type: int
+
+
+def _without_batch(model: onnx.ModelProto) -> dict[str, _Known]:
+    """Shapes of the tensors, each without its first axis, and their types.
 
     A shape that the graph computes, such as ``x.view(x.size(0), -1)``, can be inferred only for a
     known batch. So an open batch is set to 1 and to 2, and what both agree on is the shape.
@@ -135,15 +150,26 @@ def _shapes_without_batch(model: onnx.ModelProto) -> dict[str, tuple[int | None,
         if info.name not in stored and info.type.tensor_type.shape.dim
     ]
     open_batches = [dim for dim in batches if dim.dim_value <= 0]
-    found: list[dict[str, tuple[int | None, ...]]] = []
+    found: list[dict[str, _Known]] = []
     for size in (1, 2) if open_batches else (0,):
         for dim in open_batches:
             dim.dim_value = size
-        found.append({name: extents(info)[1:] for name, info in _infer(light).items()})
+        found.append(
+            {
+                name: _Known(extents(info)[1:], info.type.tensor_type.elem_type)
+                for name, info in _infer(light).items()
+            }
+        )
     return {
-        name: tuple(a if a == b else None for a, b in zip(shape, found[-1][name], strict=True))
-        for name, shape in found[0].items()
-        if len(shape) == len(found[-1].get(name, ()))
+        name: _Known(
+            tuple(
+                a if a == b else None
+                for a, b in zip(known.shape, found[-1][name].shape, strict=True)
+            ),
+            known.type,
+        )
+        for name, known in found[0].items()
+        if name in found[-1] and len(known.shape) == len(found[-1][name].shape)
     }
 
 

@@ -8,6 +8,7 @@ from enum import StrEnum
 import numpy as np
 import onnx
 
+from proact_onnx.compound import find_compound
 from proact_onnx.model import FLOAT_TYPES, HYRELU, is_threshold, opset
 
 Range = tuple[float, float]
@@ -101,10 +102,23 @@ def find_functions(model: onnx.ModelProto) -> list[Function]:
     """
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
     version = opset(model)
-    found = []
+    compound = find_compound(model, ignored=_is_in_bound)
+    inner = {position for function in compound for position in function.nodes}
+    found = [
+        Function(
+            op=function.op,
+            output=function.output.split(HYRELU)[0],
+            nodes=function.nodes,
+            lowest=function.lowest,
+            highest=math.inf,
+            is_bounded=HYRELU in function.output,
+            is_narrow=False,
+        )
+        for function in compound
+    ]
     for position, node in enumerate(model.graph.node):
         values = _range(node, constants, version)
-        if values is None:
+        if values is None or position in inner:
             continue
         [output, *_] = node.output
         found.append(
@@ -118,7 +132,7 @@ def find_functions(model: onnx.ModelProto) -> list[Function]:
                 is_narrow=node.op_type in _NARROW,
             )
         )
-    return found
+    return sorted(found, key=lambda function: function.nodes[-1])
 
 
 def is_function(node: onnx.NodeProto) -> bool:
@@ -131,9 +145,7 @@ def _range(
     node: onnx.NodeProto, constants: Mapping[str, onnx.TensorProto], version: int
 ) -> Range | None:
     """The values that a node can give; None where it is no activation function."""
-    # A bound reads what the function wrote, which has a name of its own.
-    in_bound = any(HYRELU in name and not is_threshold(name) for name in node.input)
-    if node.domain not in ("", "ai.onnx") or in_bound:
+    if node.domain not in ("", "ai.onnx") or _is_in_bound(node):
         return None
     if node.op_type == "Clip":
         return _clip_range(node, constants, version)
@@ -145,6 +157,11 @@ def _range(
     if node.op_type in ("Elu", "Celu"):
         return -abs(_attribute(node, "alpha", 1.0)), math.inf
     return _RANGES.get(node.op_type)
+
+
+def _is_in_bound(node: onnx.NodeProto) -> bool:
+    """Tell whether a node is part of a bound: it reads what the function wrote, by its new name."""
+    return any(HYRELU in name and not is_threshold(name) for name in node.input)
 
 
 def _clip_range(

@@ -32,7 +32,7 @@ PROVENANCE_PREFIX = "proact_onnx."
 HYRELU = "/hyrelu/"
 THRESHOLD_SUFFIX = f"{HYRELU}threshold"
 # Of two-sided bounds, the lower one.
-LOWER_SUFFIX = f"{HYRELU}lower"
+LOWER_SUFFIX = f"{HYRELU}lower_threshold"
 # Stands in the name of every node and tensor that rescaling adds behind a layer.
 RESCALE = "/rescale/"
 SCALE_SUFFIX = f"{RESCALE}scale"

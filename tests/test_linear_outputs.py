@@ -124,7 +124,9 @@ def test_residual_branches_and_logits_are_hardened(
 
     hardened = load_model(output)
     assert sum(np.prod(t.dims) for t in hardened.graph.initializer if "/hyrelu/t" in t.name) + sum(
-        np.prod(t.dims) for t in hardened.graph.initializer if t.name.endswith("/hyrelu/lower")
+        np.prod(t.dims)
+        for t in hardened.graph.initializer
+        if t.name.endswith("/hyrelu/lower_threshold")
     ) == pytest.approx(values)
     # Images that nothing was learnt from, ten times as large, by numpy on its own.
     x = 10 * images(8, seed=1)
