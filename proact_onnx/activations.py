@@ -58,7 +58,7 @@ def find_activations(model: onnx.ModelProto, *, linear: bool = False) -> list[Ac
     functions = find_functions(model)
     nodes = model.graph.node
     last = _last(model, {function.output for function in functions if _counts(function)})
-    known = _without_batch(model)
+    known = tensor_shapes(model)
 
     def activation(position: int, op: str, tensor: str, sides: Sides, is_last: bool) -> Activation:
         name = nodes[position].name or tensor
@@ -129,14 +129,14 @@ def tensor_types(model: onnx.ModelProto) -> dict[str, onnx.ValueInfoProto]:
     return _infer(without_weights(model, largest=_LARGEST_SHAPE_INPUT))
 
 
-class _Known(NamedTuple):
+class TensorShape(NamedTuple):
     """What is known of a tensor: its shape without the first axis, and its element type."""
 
     shape: tuple[int | None, ...]
     type: int
 
 
-def _without_batch(model: onnx.ModelProto) -> dict[str, _Known]:
+def tensor_shapes(model: onnx.ModelProto) -> dict[str, TensorShape]:
     """Shapes of the tensors, each without its first axis, and their types.
 
     A shape that the graph computes, such as ``x.view(x.size(0), -1)``, can be inferred only for a
@@ -150,18 +150,18 @@ def _without_batch(model: onnx.ModelProto) -> dict[str, _Known]:
         if info.name not in stored and info.type.tensor_type.shape.dim
     ]
     open_batches = [dim for dim in batches if dim.dim_value <= 0]
-    found: list[dict[str, _Known]] = []
+    found: list[dict[str, TensorShape]] = []
     for size in (1, 2) if open_batches else (0,):
         for dim in open_batches:
             dim.dim_value = size
         found.append(
             {
-                name: _Known(extents(info)[1:], info.type.tensor_type.elem_type)
+                name: TensorShape(extents(info)[1:], info.type.tensor_type.elem_type)
                 for name, info in _infer(light).items()
             }
         )
     return {
-        name: _Known(
+        name: TensorShape(
             tuple(
                 a if a == b else None
                 for a, b in zip(known.shape, found[-1][name].shape, strict=True)

@@ -13,6 +13,7 @@ import numpy as np
 
 from proact_onnx.activations import Activation, find_activations
 from proact_onnx.checkpoint import FileCheckpoint
+from proact_onnx.coverage import Coverage, Unprotected, coverage, unprotected
 from proact_onnx.data import Dataset, Preprocessing, split_disjoint
 from proact_onnx.engine import (
     Provider,
@@ -56,6 +57,8 @@ class HardenReport:
         test_images: How many these are.
         labelled: Whether they have labels; otherwise the original model's classes stand in.
         raised_opset: The opset the file was converted to, if its own was too low for the form.
+        unprotected: Activation functions that are left as they are.
+        coverage: Where values are bounded.
         refusals: BatchNormalization nodes that could not be folded, and layers whose weights
             could not be rescaled.
         evaluations: Images classified under fault to find the thresholds.
@@ -71,6 +74,8 @@ class HardenReport:
     test_images: int
     labelled: bool
     raised_opset: int | None
+    unprotected: tuple[Unprotected, ...]
+    coverage: Coverage
     refusals: tuple[Refusal, ...]
     evaluations: int
     seconds: float
@@ -154,6 +159,11 @@ def harden(
     calibrate, accept, report = (
         label_batch(part, original, preprocessing) for part in (fit_set, accept_set, test_set)
     )
+    if calibrate.images.dtype.names is not None and not method.profiles_only:
+        raise ModelError(
+            f"method {settings.method} works on models with one input, and {model} has "
+            f"{len(original.inputs)}: use --method ranger or clip-percentile"
+        )
     warning = guessing(original, report) if test_set.labels is not None else None
     if warning is not None:
         reporter.warn(warning)
@@ -216,6 +226,8 @@ def harden(
         test_images=len(report.images),
         labelled=test_set.labels is not None,
         raised_opset=inserted.raised_opset,
+        unprotected=tuple(unprotected(prepared.model)),
+        coverage=coverage(prepared.model, activations),
         refusals=refusals,
         evaluations=fitted.evaluations,
         seconds=time.monotonic() - started,

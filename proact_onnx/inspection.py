@@ -1,16 +1,12 @@
 """What a model consists of, and what protecting it would cost: the answer to ``inspect``."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import onnx
-
 from proact_onnx.activations import Activation, find_activations
+from proact_onnx.coverage import Coverage, Unprotected, coverage, unprotected
 from proact_onnx.errors import ModelError
 from proact_onnx.faults import fault_space, parameter_count
-from proact_onnx.functions import find_functions, is_function
-from proact_onnx.messages import subgraphs
 from proact_onnx.model import THRESHOLD_SUFFIX, is_scale, load_model, opset
 from proact_onnx.rewrite import Refusal, prepare
 from proact_onnx.thresholds import Granularity, memory_overhead, threshold_count
@@ -38,21 +34,6 @@ class Cost:
 
 
 @dataclass(frozen=True)
-class Unprotected:
-    """An activation function that hardening leaves as it is.
-
-    Attributes:
-        name: The node's name, or its output's where the node has none.
-        op: Its operator.
-        reason: Why it is left.
-    """
-
-    name: str
-    op: str
-    reason: str
-
-
-@dataclass(frozen=True)
 class Inspection:
     """A model at a glance. All figures but the fault space are those of the prepared model.
 
@@ -70,6 +51,9 @@ class Inspection:
             a floating-point number, 8 for a quantised one.
         costs: Thresholds and overhead of each granularity.
         unprotected: Activation functions that hardening leaves as they are.
+        linear: Outputs of linear layers that are bounded on request.
+        coverage: Where values are bounded once the activations are.
+        coverage_with_linear: The same, once the outputs of linear layers are, too.
         unfolded: BatchNormalization nodes that stay, with the reason.
     """
 
@@ -83,6 +67,9 @@ class Inspection:
     fault_space_bits: int
     costs: tuple[Cost, ...]
     unprotected: tuple[Unprotected, ...]
+    linear: tuple[Activation, ...]
+    coverage: Coverage
+    coverage_with_linear: Coverage
     unfolded: tuple[Refusal, ...]
 
 
@@ -96,6 +83,7 @@ def inspect_model(path: Path) -> Inspection:
     prepared = prepare(stored)
     model = prepared.model
     activations = find_activations(model)
+    everything = find_activations(model, linear=True)
     parameters = parameter_count(model)
     return Inspection(
         opset=opset(stored),
@@ -111,7 +99,10 @@ def inspect_model(path: Path) -> Inspection:
         parameters=parameters,
         fault_space_bits=fault_space(stored, FLOAT_BITS).bits,
         costs=tuple(_cost(granularity, activations, parameters) for granularity in Granularity),
-        unprotected=tuple(_unprotected(model)),
+        linear=tuple(a for a in everything if a not in activations),
+        coverage=coverage(model, activations),
+        coverage_with_linear=coverage(model, everything),
+        unprotected=tuple(unprotected(model)),
         unfolded=prepared.refusals,
     )
 
@@ -124,23 +115,3 @@ def _cost(granularity: Granularity, activations: list[Activation], parameters: i
     if not parameters:
         return Cost(granularity, thresholds, None, "the model stores no parameters")
     return Cost(granularity, thresholds, memory_overhead(thresholds, parameters), "")
-
-
-def _unprotected(model: onnx.ModelProto) -> Iterator[Unprotected]:
-    for function in find_functions(model):
-        if function.is_narrow:
-            name = model.graph.node[function.nodes[-1]].name or function.output
-            span = f"{function.lowest:g} to {function.highest:g}"
-            yield Unprotected(name, function.op, f"its values end at {span} by nature")
-    for node in model.graph.node:
-        for subgraph in subgraphs(node):
-            yield from _inside(subgraph, node.name or node.op_type)
-
-
-def _inside(graph: onnx.GraphProto, owner: str) -> Iterator[Unprotected]:
-    for node in graph.node:
-        if is_function(node):
-            reason = f"it lies in a subgraph of {owner!r}"
-            yield Unprotected(node.name or node.output[0], node.op_type, reason)
-        for subgraph in subgraphs(node):
-            yield from _inside(subgraph, owner)

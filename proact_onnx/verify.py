@@ -10,7 +10,7 @@ import numpy.typing as npt
 import onnx
 from onnx import numpy_helper
 
-from proact_onnx.data import Dataset, Preprocessing, check_labels, prepare
+from proact_onnx.data import Dataset, Preprocessing, check_labels, prepare_inputs
 from proact_onnx.engine import Predictions, Provider, Session, top1
 from proact_onnx.errors import ModelError
 from proact_onnx.model import (
@@ -117,11 +117,9 @@ def verify(
             )
     reference = Session(before, *arguments)
     bounded = Session(expose(after, [bound.rectified for bound in bounds]), *arguments)
-    if (reference.input, reference.outputs[0]) != (bounded.input, bounded.outputs[0]):
+    if (reference.inputs, reference.outputs[0]) != (bounded.inputs, bounded.outputs[0]):
         raise _other_model(original, hardened)
-    images = prepare(
-        data.images, preprocessing or Preprocessing(), reference.input.shape, reference.input.dtype
-    )
+    images = prepare_inputs(data.images, preprocessing or Preprocessing(), reference.inputs)
     if bounded.run(images[:1]).shape != reference.run(images[:1]).shape:
         raise _other_model(original, hardened)
     expected = reference.run(images)

@@ -156,7 +156,7 @@ def test_what_is_left_unprotected(tmp_path: Path) -> None:
     inspection = inspect_model(path)
     assert [activation.name for activation in inspection.activations] == ["leaky", "hard", "six"]
     assert inspection.unprotected == (
-        Unprotected("gate", "Tanh", "its values end at -1 to 1 by nature"),
+        Unprotected("gate", "Tanh", "its values lie within -1 to 1 by nature, NaN aside"),
         Unprotected("inner", "Relu", "it lies in a subgraph of 'choice'"),
         Unprotected("q", "Sigmoid", "it lies in a subgraph of 'choice'"),
     )

@@ -244,7 +244,7 @@ def harden(
     """Write a hardened copy of a model, and compare clean accuracy before and after."""
     from proact_onnx.harden import checkpoint_path, hardened_path
     from proact_onnx.harden import harden as run
-    from proact_onnx.report import threshold_table
+    from proact_onnx.report import coverage_line, threshold_table, unprotected_lines
 
     settings = gather(locals(), "harden", "preprocessing", "runtime")
     settings = with_source(settings, "calibration", data, labels, part)
@@ -290,4 +290,6 @@ def harden(
         f"({report.thresholds.count:,} thresholds"
         + (f" and {report.scales:,} scales)" if report.scales else ")")
     )
+    for line in (*unprotected_lines(report.unprotected), coverage_line(report.coverage)):
+        say(line)
     say(f"hardened in {report.seconds:.1f} s: {spell(report.output)}")

@@ -9,6 +9,7 @@ import numpy.typing as npt
 import onnx
 
 from proact_onnx.engine.session import Provider, Session
+from proact_onnx.errors import ModelError
 from proact_onnx.rewrite import expose
 from proact_onnx.thresholds import FloatArray, Thresholds, shared_axes
 
@@ -78,12 +79,22 @@ def profile_percentiles(
 
     Returns:
         By activation output, float32 of the shape given.
+
+    Raises:
+        ModelError: If the first axis of an activation is not the batch.
     """
     session = Session(expose(model, list(shapes)), *arguments)
     upper: dict[str, Percentile] = {}
     lower: dict[str, Percentile] = {}
-    for batch in session.stream(images, list(shapes)):
+    for size, batch in zip(
+        session.batch_sizes(images), session.stream(images, list(shapes)), strict=True
+    ):
         for (tensor, shape), values in zip(shapes.items(), batch, strict=True):
+            if len(values) != size:
+                raise ModelError(
+                    f"tensor {tensor!r} of shape {list(values.shape)} does not have the batch as "
+                    "its first axis, so its percentiles are not known: use --method ranger"
+                )
             extents = values.shape[1:]
             shared = [0, *(axis + 1 for axis in shared_axes(shape, extents))]
             own = [axis for axis in range(values.ndim) if axis not in shared]
@@ -93,7 +104,7 @@ def profile_percentiles(
             upper.setdefault(tensor, Percentile(percentile, total)).add(grouped)
             if tensor in two_sided:
                 lower.setdefault(tensor, Percentile(percentile, total)).add(-grouped)
-        progress(len(batch[0]))
+        progress(size)
     return Thresholds(
         {tensor: found.result().reshape(shapes[tensor]) for tensor, found in upper.items()},
         {tensor: -found.result().reshape(shapes[tensor]) for tensor, found in lower.items()},

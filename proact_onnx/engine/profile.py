@@ -21,7 +21,8 @@ class ActivationProfile:
 
     Attributes:
         maxima: By activation output, the largest value each neuron took over all images, float32
-            of the activation's shape without the batch axis.
+            of the activation's shape without the batch axis; of all neurons together, ``()``, where
+            the first axis is not the batch.
         images: How many images were seen.
         minima: The smallest values likewise, of those activations that are two-sided.
     """
@@ -56,7 +57,7 @@ def profile_activations(
 
     Raises:
         DataError: If an activation takes a value that is not finite.
-        ModelError: If an activation has no batch axis, or its shape changes between batches.
+        ModelError: If the shape of an activation changes between batches.
     """
     tensors = [activation.tensor for activation in activations]
     if not tensors:
@@ -65,12 +66,16 @@ def profile_activations(
     maxima: dict[str, FloatArray] = {}
     minima: dict[str, FloatArray] = {}
     seen = 0
-    for values in session.stream(images, tensors):
+    calls = session.takes_calls(images)
+    sizes = session.batch_sizes(images)
+    for size, values in zip(sizes, session.stream(images, tensors), strict=True):
         for activation, value in zip(activations, values, strict=True):
-            if value.ndim < 2:
-                raise ModelError(f"activation {activation.name!r} has no batch axis")
-            highest = value.max(axis=0).astype(np.float32)
-            lowest = value.min(axis=0).astype(np.float32) if activation.two_sided else highest
+            is_batch = not calls and value.ndim > 1 and len(value) == size
+            axis = 0 if is_batch and maxima.get(activation.tensor, value[0]).ndim else None
+            highest = np.asarray(value.max(axis=axis), np.float32)
+            lowest = (
+                np.asarray(value.min(axis=axis), np.float32) if activation.two_sided else highest
+            )
             if not (np.isfinite(highest).all() and np.isfinite(lowest).all()):
                 raise DataError(
                     f"activation {activation.name!r} takes values that are not finite: check the "
@@ -86,7 +91,7 @@ def profile_activations(
             if activation.two_sided:
                 known = minima.setdefault(activation.tensor, lowest)
                 np.minimum(known, lowest, out=known)
-        seen += len(values[0]) if values else 0
+        seen += size
         progress(seen)
     return ActivationProfile(maxima, seen, minima)
 

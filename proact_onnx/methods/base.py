@@ -120,11 +120,13 @@ class Method:
         fit: Finds the thresholds.
         granularity: What shares a threshold, where the user does not say.
         form: How bounds are written, where the user does not say.
+        profiles_only: Whether it looks at the values of activations alone, which any model has.
     """
 
     fit: Fit
     granularity: Granularity
     form: Form = Form.HARD
+    profiles_only: bool = False
 
     def resolve(self, settings: HardenSettings) -> HardenSettings:
         """Fill in what the user left to the method."""
