@@ -49,7 +49,7 @@ def main() -> None:
 
 def _inference_seconds(model: Path) -> float:
     session = Session(load_model(model))
-    shape = [extent or 1 for extent in session.input.shape[1:]]
+    shape = [extent or 1 for extent in session.inputs[0].shape[1:]]
     noise = np.random.default_rng(0).standard_normal(
         (HardenSettings().calibration_images, *shape), np.float32
     )

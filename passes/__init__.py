@@ -21,6 +21,7 @@ from passes.cleanup import Cleanup
 from passes.cut import CutPoint, DataFlow, data_flow, part_between
 from passes.expose_tensors import ExposeTensors
 from passes.fold_batchnorm import FoldBatchnorm, Refusal
+from passes.insert_bounds import BoundedSite, InsertBounds
 from passes.insert_hyrelu import LOWEST_OPSET, Form, InsertHyReLU, Site
 from passes.lift_constants import LiftConstants
 from passes.normalize_activations import NormalizeActivations
@@ -38,12 +39,14 @@ __all__ = [
     "LOWEST_OPSET",
     "RESCALE_OPSET",
     "SCALE_SUFFIX",
+    "BoundedSite",
     "Cleanup",
     "CutPoint",
     "DataFlow",
     "ExposeTensors",
     "FoldBatchnorm",
     "Form",
+    "InsertBounds",
     "InsertHyReLU",
     "LiftConstants",
     "NormalizeActivations",

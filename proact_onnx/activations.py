@@ -1,13 +1,16 @@
 """The activations of a graph: what is hardened, and in which order."""
 
+from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import NamedTuple
 
-import numpy as np
 import onnx
 
+from proact_onnx.functions import Function, Sides, find_functions
+from proact_onnx.linear_outputs import linear_outputs
 from proact_onnx.messages import extents, node_reads, without_weights
-from proact_onnx.model import FLOAT_TYPES, HYRELU, THRESHOLD_SUFFIX, is_threshold, opset
+from proact_onnx.model import FLOAT_TYPES
 
 # Shapes are computed from small tensors only: the inputs of Reshape, Slice, Resize and their kind.
 _LARGEST_SHAPE_INPUT = 4096
@@ -25,6 +28,7 @@ class Activation:
         is_last: No other activation lies between this one and the graph's outputs, which makes
             it part of the paper's layer L, the one that feeds the output layer (section V-A).
         granularity: What shares a threshold, where that was decided for each activation by itself.
+        sides: From which sides its values are bounded.
     """
 
     name: str
@@ -32,58 +36,93 @@ class Activation:
     tensor: str
     shape: tuple[int | None, ...]
     is_last: bool
+    sides: Sides = Sides.RECTIFIED
     granularity: str | None = None
 
+    @property
+    def two_sided(self) -> bool:
+        """Whether it has lower thresholds as well."""
+        return self.sides is Sides.BOTH
 
-def find_activations(model: onnx.ModelProto) -> list[Activation]:
-    """List the activations that can be bounded, in topological order.
 
-    These are Relu nodes, and Clip nodes with a constant lower bound of 0 and an upper bound, such
-    as ReLU6. Other spellings of Relu are found after `proact_onnx.rewrite.prepare`. Activations
+def find_activations(model: onnx.ModelProto, *, linear: bool = False) -> list[Activation]:
+    """List what can be bounded, in topological order.
+
+    These are the activation functions whose values do not lie in a narrow range by nature (see
+    `proact_onnx.functions`), and if asked for, outputs of linear layers that no such function
+    bounds. Other spellings of Relu are found after `proact_onnx.rewrite.prepare`. Activations
     inside subgraphs, ones that are bounded already, and the bounds themselves are left out.
 
     Args:
         model: The model; nodes in topological order.
+        linear: Whether outputs of linear layers count (see `proact_onnx.linear_outputs`).
     """
-    shapes = _shapes_without_batch(model)
-    constants = {tensor.name: tensor for tensor in model.graph.initializer}
-    found: list[Activation] = []
-    # Tensors from which an activation can still be reached, going from the outputs backwards.
-    leading: set[str] = set()
-    for node in reversed(model.graph.node):
-        is_activation = _is_bounded_below(node, constants, opset(model))
-        is_last = leading.isdisjoint(node.output)
-        is_bound = any(HYRELU in name for name in (node.output[0], *node.input[:1]))
-        if is_activation and not is_bound:
-            found.append(
-                Activation(
-                    name=node.name or node.output[0],
-                    op=node.op_type,
-                    tensor=node.output[0],
-                    shape=shapes.get(node.output[0], ()),
-                    is_last=is_last,
-                )
-            )
-        if is_activation or not is_last:
-            leading |= node_reads(node)
-    return found[::-1]
+    functions = find_functions(model)
+    nodes = model.graph.node
+    last = _last(model, {function.output for function in functions if _counts(function)})
+    known = tensor_shapes(model)
+
+    def activation(position: int, op: str, tensor: str, sides: Sides, is_last: bool) -> Activation:
+        name = nodes[position].name or tensor
+        shape = known[tensor].shape if tensor in known else ()
+        return Activation(name, op, tensor, shape, is_last, sides)
+
+    def is_float(tensor: str) -> bool:
+        # Indices are clipped and chosen by the same operators. What is not known may be a number,
+        # and bfloat16 is found so that whoever cannot bound it can say so.
+        numbers = (onnx.TensorProto.UNDEFINED, onnx.TensorProto.BFLOAT16, *FLOAT_TYPES)
+        return tensor not in known or known[tensor].type in numbers
+
+    found = {
+        function.nodes[-1]: activation(
+            function.nodes[-1],
+            function.op,
+            function.output,
+            function.sides,
+            function.output in last,
+        )
+        for function in functions
+        if function.needs_bound and is_float(function.output)
+    }
+    if linear:
+        bounding = {position for function in functions for position in function.nodes}
+        for position, tensor in linear_outputs(model, bounding):
+            if is_float(tensor):
+                op = nodes[position].op_type
+                found[position] = activation(position, op, tensor, Sides.BOTH, False)
+    return [found[position] for position in sorted(found)]
 
 
 def activation_outputs(model: onnx.ModelProto) -> list[str]:
     """Name the outputs of all activations, bounded ones included, in topological order.
 
-    Hardening keeps these names, so a model and its hardened file have the same.
+    Hardening keeps these names, so a model and its hardened file have the same, linear layers that
+    are bounded left out.
 
     Args:
         model: The model; nodes in topological order.
     """
-    wanted = {activation.tensor for activation in find_activations(model)}
-    wanted |= {
-        tensor.name.removesuffix(THRESHOLD_SUFFIX)
-        for tensor in model.graph.initializer
-        if is_threshold(tensor.name)
-    }
-    return [name for node in model.graph.node for name in node.output if name in wanted]
+    return [function.output for function in find_functions(model) if _counts(function)]
+
+
+def _counts(function: Function) -> bool:
+    """Whether a function is one that hardening bounds, or has bounded."""
+    return function.needs_bound or function.is_bounded
+
+
+def _last(model: onnx.ModelProto, outputs: Collection[str]) -> set[str]:
+    """Those activations from which no other one can be reached."""
+    found: set[str] = set()
+    # Tensors from which an activation can still be reached, going from the outputs backwards.
+    leading: set[str] = set()
+    for node in reversed(model.graph.node):
+        leads_on = not leading.isdisjoint(node.output)
+        is_activation = any(name in outputs for name in node.output)
+        if is_activation and not leads_on:
+            found.update(node.output)
+        if is_activation or leads_on:
+            leading |= node_reads(node)
+    return found
 
 
 def tensor_types(model: onnx.ModelProto) -> dict[str, onnx.ValueInfoProto]:
@@ -94,8 +133,15 @@ def tensor_types(model: onnx.ModelProto) -> dict[str, onnx.ValueInfoProto]:
     return _infer(without_weights(model, largest=_LARGEST_SHAPE_INPUT))
 
 
-def _shapes_without_batch(model: onnx.ModelProto) -> dict[str, tuple[int | None, ...]]:
-    """Shapes of the tensors, each without its first axis.
+class TensorShape(NamedTuple):
+    """What is known of a tensor: its shape without the first axis, and its element type."""
+
+    shape: tuple[int | None, ...]
+    type: int
+
+
+def tensor_shapes(model: onnx.ModelProto) -> dict[str, TensorShape]:
+    """Shapes of the tensors, each without its first axis, and their types.
 
     A shape that the graph computes, such as ``x.view(x.size(0), -1)``, can be inferred only for a
     known batch. So an open batch is set to 1 and to 2, and what both agree on is the shape.
@@ -108,15 +154,26 @@ def _shapes_without_batch(model: onnx.ModelProto) -> dict[str, tuple[int | None,
         if info.name not in stored and info.type.tensor_type.shape.dim
     ]
     open_batches = [dim for dim in batches if dim.dim_value <= 0]
-    found: list[dict[str, tuple[int | None, ...]]] = []
+    found: list[dict[str, TensorShape]] = []
     for size in (1, 2) if open_batches else (0,):
         for dim in open_batches:
             dim.dim_value = size
-        found.append({name: extents(info)[1:] for name, info in _infer(light).items()})
+        found.append(
+            {
+                name: TensorShape(extents(info)[1:], info.type.tensor_type.elem_type)
+                for name, info in _infer(light).items()
+            }
+        )
     return {
-        name: tuple(a if a == b else None for a, b in zip(shape, found[-1][name], strict=True))
-        for name, shape in found[0].items()
-        if len(shape) == len(found[-1].get(name, ()))
+        name: TensorShape(
+            tuple(
+                a if a == b else None
+                for a, b in zip(known.shape, found[-1][name].shape, strict=True)
+            ),
+            known.type,
+        )
+        for name, known in found[0].items()
+        if name in found[-1] and len(known.shape) == len(found[-1][name].shape)
     }
 
 
@@ -126,24 +183,3 @@ def _infer(light: onnx.ModelProto) -> dict[str, onnx.ValueInfoProto]:
         light = onnx.shape_inference.infer_shapes(light, strict_mode=False, data_prop=True)
     graph = light.graph
     return {info.name: info for info in (*graph.value_info, *graph.input, *graph.output)}
-
-
-def _is_bounded_below(
-    node: onnx.NodeProto, constants: dict[str, onnx.TensorProto], version: int
-) -> bool:
-    """Tell whether the node is Relu, or Clip from a constant 0 to some upper bound."""
-    if node.domain not in ("", "ai.onnx"):
-        return False
-    if node.op_type == "Relu":
-        return True
-    if node.op_type != "Clip":
-        return False
-    if version < 11:
-        bounds = {attribute.name: attribute.f for attribute in node.attribute}
-        return bounds.get("min") == 0.0 and "max" in bounds
-    if len(node.input) < 3 or not node.input[2] or is_threshold(node.input[2]):
-        return False
-    lower = constants.get(node.input[1])
-    if lower is None or lower.data_type not in FLOAT_TYPES:
-        return False
-    return bool(np.all(onnx.numpy_helper.to_array(lower) == 0))

@@ -60,7 +60,7 @@ class _Purchase:
 def allocate(
     model: onnx.ModelProto,
     activations: Sequence[Activation],
-    maxima: Mapping[str, FloatArray],
+    reach: Mapping[str, FloatArray],
     limit: int,
     *,
     thresholds: bool,
@@ -71,7 +71,7 @@ def allocate(
     Args:
         model: The prepared model.
         activations: Its activations, shapes known.
-        maxima: By activation tensor, the largest value of each neuron.
+        reach: By activation tensor, the largest magnitude of each neuron.
         limit: Thresholds, scales and copies that may be stored.
         thresholds: Whether thresholds are bought: one for each channel instead of each layer.
         scales: Whether scales and copies are bought.
@@ -86,12 +86,12 @@ def allocate(
     offers: list[_Purchase] = []
     numbers = 0
     if thresholds:
-        numbers += len(activations)
+        numbers += sum(2 if activation.two_sided else 1 for activation in activations)
         below = _words_below(model, activations, layers)
         offers += [
             offer
             for a in activations
-            if (offer := _own_thresholds(a, maxima[a.tensor], below[a.tensor])) is not None
+            if (offer := _own_thresholds(a, reach[a.tensor], below[a.tensor])) is not None
         ]
     if scales:
         numbers += _COPIES * sum(1 + (layer.bias is not None) for layer in layers)
@@ -114,11 +114,12 @@ def allocate(
     )
 
 
-def _own_thresholds(activation: Activation, maxima: FloatArray, words: float) -> _Purchase | None:
+def _own_thresholds(activation: Activation, reach: FloatArray, words: float) -> _Purchase | None:
     if not activation.shape or activation.shape[0] is None:
         return None
-    by_channel = maxima.reshape(len(maxima), -1).max(axis=1)
-    return _Purchase(activation.tensor, words * _spread(by_channel), len(by_channel) - 1)
+    by_channel = reach.reshape(len(reach), -1).max(axis=1)
+    sides = 2 if activation.two_sided else 1
+    return _Purchase(activation.tensor, words * _spread(by_channel), sides * (len(by_channel) - 1))
 
 
 def _own_scales(layer: StoredLayer) -> list[_Purchase]:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import onnx
 
 from proact_onnx.activations import Activation
@@ -13,7 +14,13 @@ from proact_onnx.methods import METHODS, Checkpoint, FitContext, LabelledBatch
 from proact_onnx.progress import Reporter
 from proact_onnx.rewrite import Form, Range, Refusal, Rescaled, Sharing, insert, rescale
 from proact_onnx.settings import HardenSettings, RuntimeSettings, ThresholdScale
-from proact_onnx.thresholds import Granularity, Thresholds, memory_overhead, threshold_count
+from proact_onnx.thresholds import (
+    FloatArray,
+    Granularity,
+    Thresholds,
+    memory_overhead,
+    threshold_count,
+)
 
 
 @dataclass(frozen=True)
@@ -89,7 +96,7 @@ def build(
         allocation = allocate(
             workpiece.model,
             activations,
-            workpiece.profile.maxima,
+            _reach(workpiece.profile),
             limit,
             thresholds=thresholds,
             scales=settings.rescale == "auto",
@@ -129,6 +136,14 @@ def build(
         rescaled=rescaled,
         evaluations=fitted.evaluations,
     )
+
+
+def _reach(profile: ActivationProfile) -> dict[str, FloatArray]:
+    """Largest magnitude of each neuron on a side that is bounded."""
+    return {
+        tensor: np.maximum(highest, -profile.minima.get(tensor, -highest))
+        for tensor, highest in profile.maxima.items()
+    }
 
 
 def storage_range(name: str) -> Range:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from proact_onnx.data import Dataset, Preprocessing, check_labels, prepare
+from proact_onnx.data import Dataset, Preprocessing, check_labels, prepare_inputs
 from proact_onnx.engine import Session, chance_warning, is_classifier, top1
 from proact_onnx.methods import LabelledBatch
 
@@ -31,7 +31,7 @@ def label_batch(data: Dataset, model: Session, preprocessing: Preprocessing) -> 
     Raises:
         DataError: If images or labels do not fit the model.
     """
-    images = prepare(data.images, preprocessing, model.input.shape, model.input.dtype)
+    images = prepare_inputs(data.images, preprocessing, model.inputs)
     scores = model.run(images[:1])
     if not is_classifier(scores):
         return LabelledBatch(images, None)

@@ -15,6 +15,7 @@ from proact_onnx.activations import Activation, find_activations
 from proact_onnx.build import Workpiece, build
 from proact_onnx.checkpoint import FileCheckpoint
 from proact_onnx.choose import AUTOMATIC, Choice, check_automatic, choose
+from proact_onnx.coverage import Coverage, Unprotected, coverage, unprotected
 from proact_onnx.data import Dataset, Preprocessing, split_disjoint
 from proact_onnx.engine import (
     Provider,
@@ -59,6 +60,8 @@ class HardenReport:
         test_images: How many these are.
         labelled: Whether they have labels; otherwise the original model's classes stand in.
         raised_opset: The opset the file was converted to, if its own was too low for the form.
+        unprotected: Activation functions that are left as they are.
+        coverage: Where values are bounded.
         refusals: BatchNormalization nodes that could not be folded, and layers whose weights
             could not be rescaled.
         evaluations: Images classified under fault to find the thresholds.
@@ -75,6 +78,8 @@ class HardenReport:
     test_images: int
     labelled: bool
     raised_opset: int | None
+    unprotected: tuple[Unprotected, ...]
+    coverage: Coverage
     refusals: tuple[Refusal, ...]
     evaluations: int
     seconds: float
@@ -141,14 +146,14 @@ def harden(
     prepared = prepare_model(loaded)
     for refusal in prepared.refusals:
         reporter.notice(f"BatchNormalization {refusal.node!r} is not folded: {refusal.reason}")
-    activations = find_activations(prepared.model)
+    activations = find_activations(prepared.model, linear=settings.protect == "linear")
     stored = [tensor.name for tensor in prepared.model.graph.initializer]
     if any(is_threshold(name) or is_scale(name) for name in stored):
         raise ModelError(f"{model} is hardened already: give the model it was made from")
     if not activations:
         raise ModelError(
-            f"{model} has no activation that can be hardened (Relu, or Clip from 0): "
-            f"'proact-onnx inspect {model}' lists what it has"
+            f"{model} has no activation that can be hardened: 'proact-onnx inspect {model}' lists "
+            "what it has, and --protect linear also bounds what Conv, Gemm and MatMul give"
         )
     parameters = parameter_count(prepared.model)
     if not parameters:
@@ -162,6 +167,12 @@ def harden(
     calibrate, accept, report = (
         label_batch(part, original, preprocessing) for part in (fit_set, accept_set, test_set)
     )
+    profiles_only = settings.method in METHODS and METHODS[settings.method].profiles_only
+    if calibrate.images.dtype.names is not None and not profiles_only:
+        raise ModelError(
+            f"method {settings.method} works on models with one input, and {model} has "
+            f"{len(original.inputs)}: use --method ranger or clip-percentile"
+        )
     warning = guessing(original, report) if test_set.labels is not None else None
     if warning is not None:
         reporter.warn(warning)
@@ -212,6 +223,8 @@ def harden(
         test_images=len(report.images),
         labelled=test_set.labels is not None,
         raised_opset=opset(hardened) if opset(hardened) != opset(prepared.model) else None,
+        unprotected=tuple(unprotected(prepared.model)),
+        coverage=coverage(prepared.model, activations),
         refusals=(*prepared.refusals, *built.refusals),
         evaluations=built.evaluations,
         choice=choice,
@@ -291,7 +304,8 @@ def _provenance(
 
 def _digest(thresholds: Thresholds) -> str:
     digest = hashlib.sha256()
-    for tensor in sorted(thresholds.values):
-        digest.update(tensor.encode())
-        digest.update(np.ascontiguousarray(thresholds.values[tensor], np.float32).tobytes())
+    for values in (thresholds.values, thresholds.lower):
+        for tensor in sorted(values):
+            digest.update(tensor.encode())
+            digest.update(np.ascontiguousarray(values[tensor], np.float32).tobytes())
     return digest.hexdigest()

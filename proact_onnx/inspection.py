@@ -1,16 +1,15 @@
 """What a model consists of, and what protecting it would cost: the answer to ``inspect``."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
 
 from proact_onnx.activations import Activation, find_activations
+from proact_onnx.coverage import Coverage, Unprotected, coverage, unprotected
 from proact_onnx.errors import ModelError
 from proact_onnx.faults import fault_space, parameter_count
-from proact_onnx.messages import subgraphs
-from proact_onnx.model import HYRELU, SCALE_SUFFIX, is_scale, is_threshold, load_model, opset
+from proact_onnx.model import SCALE_SUFFIX, THRESHOLD_SUFFIX, is_scale, load_model, opset
 from proact_onnx.rewrite import Refusal, prepare
 from proact_onnx.thresholds import (
     FIXED_GRANULARITIES,
@@ -21,29 +20,6 @@ from proact_onnx.thresholds import (
 
 # Bits of one stored number: float32, as in the paper's Q15.16. Quantised weights have their own.
 FLOAT_BITS = 32
-
-# Activation functions other than Relu and Clip; their outputs are not bounded from below by 0, or
-# they are bounded from above already.
-_OTHER_ACTIVATIONS = frozenset(
-    {
-        "Celu",
-        "Elu",
-        "Erf",
-        "Gelu",
-        "HardSigmoid",
-        "HardSwish",
-        "LeakyRelu",
-        "Mish",
-        "PRelu",
-        "Selu",
-        "Sigmoid",
-        "Softplus",
-        "Softsign",
-        "Swish",
-        "Tanh",
-        "ThresholdedRelu",
-    }
-)
 
 
 @dataclass(frozen=True)
@@ -65,21 +41,6 @@ class Cost:
 
 
 @dataclass(frozen=True)
-class Unprotected:
-    """An activation function that hardening leaves as it is.
-
-    Attributes:
-        name: The node's name, or its output's where the node has none.
-        op: Its operator.
-        reason: Why it is left.
-    """
-
-    name: str
-    op: str
-    reason: str
-
-
-@dataclass(frozen=True)
 class Inspection:
     """A model at a glance. All figures but the fault space are those of the prepared model.
 
@@ -97,6 +58,9 @@ class Inspection:
             a floating-point number, 8 for a quantised one.
         costs: Thresholds and overhead of each granularity.
         unprotected: Activation functions that hardening leaves as they are.
+        linear: Outputs of linear layers that are bounded on request.
+        coverage: Where values are bounded once the activations are.
+        coverage_with_linear: The same, once the outputs of linear layers are, too.
         unfolded: BatchNormalization nodes that stay, with the reason.
     """
 
@@ -110,6 +74,9 @@ class Inspection:
     fault_space_bits: int
     costs: tuple[Cost, ...]
     unprotected: tuple[Unprotected, ...]
+    linear: tuple[Activation, ...]
+    coverage: Coverage
+    coverage_with_linear: Coverage
     unfolded: tuple[Refusal, ...]
 
 
@@ -123,6 +90,7 @@ def inspect_model(path: Path) -> Inspection:
     prepared = prepare(stored)
     model = prepared.model
     activations = find_activations(model)
+    everything = find_activations(model, linear=True)
     parameters = parameter_count(model)
     return Inspection(
         opset=opset(stored),
@@ -130,7 +98,9 @@ def inspect_model(path: Path) -> Inspection:
         producer=f"{stored.producer_name} {stored.producer_version}".strip(),
         activations=tuple(activations),
         protected=tuple(
-            tensor.name for tensor in model.graph.initializer if is_threshold(tensor.name)
+            tensor.name
+            for tensor in model.graph.initializer
+            if tensor.name.endswith(THRESHOLD_SUFFIX)
         ),
         rescaled=_rescaled_layers(model),
         parameters=parameters,
@@ -138,7 +108,10 @@ def inspect_model(path: Path) -> Inspection:
         costs=tuple(
             _cost(granularity, activations, parameters) for granularity in FIXED_GRANULARITIES
         ),
-        unprotected=tuple(_unprotected(model, activations)),
+        linear=tuple(a for a in everything if a not in activations),
+        coverage=coverage(model, activations),
+        coverage_with_linear=coverage(model, everything),
+        unprotected=tuple(unprotected(model)),
         unfolded=prepared.refusals,
     )
 
@@ -151,42 +124,6 @@ def _cost(granularity: Granularity, activations: list[Activation], parameters: i
     if not parameters:
         return Cost(granularity, thresholds, None, "the model stores no parameters")
     return Cost(granularity, thresholds, memory_overhead(thresholds, parameters), "")
-
-
-def _unprotected(model: onnx.ModelProto, activations: list[Activation]) -> Iterator[Unprotected]:
-    found = {activation.tensor for activation in activations}
-    for node in model.graph.node:
-        if _is_other_activation(node, found):
-            reason = (
-                "its lower bound is not a constant 0"
-                if node.op_type == "Clip"
-                else f"no bound is defined for {node.op_type}"
-            )
-            yield _left(node, reason)
-        for subgraph in subgraphs(node):
-            yield from _inside(subgraph, node.name or node.op_type)
-
-
-def _is_other_activation(node: onnx.NodeProto, found: set[str]) -> bool:
-    """Tell whether a node is an activation function, but none that can be or is bounded."""
-    bounds = any(HYRELU in name for name in (*node.input, *node.output))
-    if node.domain not in ("", "ai.onnx") or bounds:
-        return False
-    if node.op_type == "Clip":
-        return found.isdisjoint(node.output) and not any(map(is_threshold, node.input))
-    return node.op_type in _OTHER_ACTIVATIONS
-
-
-def _inside(graph: onnx.GraphProto, owner: str) -> Iterator[Unprotected]:
-    for node in graph.node:
-        if node.op_type in _OTHER_ACTIVATIONS or node.op_type in ("Relu", "Clip"):
-            yield _left(node, f"it lies in a subgraph of {owner!r}")
-        for subgraph in subgraphs(node):
-            yield from _inside(subgraph, owner)
-
-
-def _left(node: onnx.NodeProto, reason: str) -> Unprotected:
-    return Unprotected(node.name or node.output[0], node.op_type, reason)
 
 
 def _rescaled_layers(model: onnx.ModelProto) -> int:

@@ -33,6 +33,8 @@ HYRELU = "/hyrelu/"
 THRESHOLD_SUFFIX = f"{HYRELU}threshold"
 # Ends the name of what a bound made of convolutions compares with zero.
 SHIFTED_SUFFIX = f"{HYRELU}shifted"
+# Of two-sided bounds, the lower one.
+LOWER_SUFFIX = f"{HYRELU}lower_threshold"
 # Stands in the name of every node and tensor that rescaling adds behind a layer.
 RESCALE = "/rescale/"
 SCALE_SUFFIX = f"{RESCALE}scale"
@@ -41,7 +43,7 @@ COPY_SUFFIX = f"{RESCALE}copy"
 
 @dataclass(frozen=True)
 class ModelInput:
-    """The image input of a model.
+    """An input of a model.
 
     Attributes:
         name: Name of the graph input.
@@ -233,8 +235,8 @@ def provenance(model: onnx.ModelProto) -> dict[str, str]:
 
 
 def is_threshold(name: str) -> bool:
-    """Tell whether an initializer holds the thresholds of an activation."""
-    return name.endswith(THRESHOLD_SUFFIX)
+    """Tell whether an initializer holds thresholds of an activation, upper or lower ones."""
+    return name.endswith((THRESHOLD_SUFFIX, LOWER_SUFFIX))
 
 
 def is_copy(name: str) -> bool:
@@ -259,20 +261,32 @@ def image_input(model: onnx.ModelProto) -> ModelInput:
     Raises:
         ModelError: If there is none or several, or the one is not a tensor of known rank.
     """
-    stored = {tensor.name for tensor in model.graph.initializer}
-    inputs = [info for info in model.graph.input if info.name not in stored]
+    inputs = model_inputs(model)
     if len(inputs) != 1:
-        names = ", ".join(repr(info.name) for info in inputs) or "none"
+        names = ", ".join(repr(each.name) for each in inputs) or "none"
         raise ModelError(f"the model must have one input to feed images to, and has: {names}")
-    [info] = inputs
-    tensor = info.type.tensor_type
-    if not info.type.HasField("tensor_type") or not tensor.HasField("shape"):
-        raise ModelError(f"input {info.name!r} has no shape: export the model with a fixed rank")
-    return ModelInput(
-        info.name,
-        extents(info),
-        np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)),
-    )
+    return inputs[0]
+
+
+def model_inputs(model: onnx.ModelProto) -> tuple[ModelInput, ...]:
+    """Return the model's inputs that are not initializers, in order.
+
+    Raises:
+        ModelError: If one is not a tensor of known rank.
+    """
+    stored = {tensor.name for tensor in model.graph.initializer}
+    found = []
+    for info in model.graph.input:
+        if info.name in stored:
+            continue
+        tensor = info.type.tensor_type
+        if not info.type.HasField("tensor_type") or not tensor.HasField("shape"):
+            raise ModelError(
+                f"input {info.name!r} has no shape: export the model with a fixed rank"
+            )
+        dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type))
+        found.append(ModelInput(info.name, extents(info), dtype))
+    return tuple(found)
 
 
 def output_names(model: onnx.ModelProto) -> tuple[str, ...]:

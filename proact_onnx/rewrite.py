@@ -12,7 +12,8 @@ import passes
 from passes import DataFlow, Form, Range, Refusal, Sharing, StoredLayer, data_flow
 from proact_onnx.activations import find_activations, tensor_types
 from proact_onnx.errors import ModelError
-from proact_onnx.model import FLOAT_TYPES, THRESHOLD_SUFFIX, check_model, opset
+from proact_onnx.functions import Sides
+from proact_onnx.model import FLOAT_TYPES, LOWER_SUFFIX, THRESHOLD_SUFFIX, check_model, opset
 from proact_onnx.thresholds import Thresholds
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "data_flow",
     "expose",
     "insert",
+    "lower_name",
     "part_between",
     "prepare",
     "raise_opset",
@@ -129,31 +131,36 @@ def insert(
     """Put a bound behind every activation that has a threshold.
 
     Thresholds are stored in the activation's own type, one initializer per activation named by
-    `threshold_name`. Behind float16 they end at the largest finite number.
+    `threshold_name`, and one for lower thresholds where it has some. Behind float16 they end at the
+    largest finite number.
 
     Args:
         model: The model; it is not changed.
         thresholds: By activation tensor; finite.
-        form: How the bound is written, see `passes.InsertHyReLU`.
+        form: How the bound is written, see `passes.InsertHyReLU` and `passes.InsertBounds`.
         slope: k of the smooth form.
         relative_slope: Whether k counts in units of 1 / threshold.
 
     Raises:
         ModelError: If a tensor is not an activation of the model, a threshold is not finite or
-            does not broadcast against its activation, the element type is not float16, float32 or
-            float64, or the opset is too low for the form and cannot be raised.
+            does not broadcast against its activation, a lower one is missing, the element type is
+            not float16, float32 or float64, or the opset is too low for the form and cannot be
+            raised.
     """
     lowest = passes.LOWEST_OPSET[form]
     raised = lowest if opset(model) < lowest else None
     if raised is not None:
         model = raise_opset(model, raised)
-    shapes = {activation.tensor: activation.shape for activation in find_activations(model)}
+    activations = {a.tensor: a for a in find_activations(model, linear=True)}
     types = tensor_types(model)
-    sites = []
+    rectified: list[passes.Site] = []
+    signed: list[passes.BoundedSite] = []
     for tensor, value in thresholds.values.items():
-        if tensor not in shapes:
+        if tensor not in activations:
             raise ModelError(f"tensor {tensor!r} is not an activation of the model")
-        _check_fit(tensor, value, shapes[tensor])
+        activation, below = activations[tensor], thresholds.lower.get(tensor)
+        for ends in (value,) if below is None else (value, below):
+            _check_fit(tensor, ends, activation.shape)
         dtype = (
             FLOAT_TYPES.get(types[tensor].type.tensor_type.elem_type) if tensor in types else None
         )
@@ -161,11 +168,26 @@ def insert(
             raise ModelError(
                 f"activation {tensor!r} has no known floating-point type of 16, 32 or 64 bits"
             )
-        limit = np.finfo(dtype).max
-        stored = np.clip(value.astype(np.float64), -float(limit), float(limit)).astype(dtype)
-        sites.append(passes.Site(tensor, stored, threshold_name(tensor), shapes[tensor]))
-    step = passes.InsertHyReLU(sites, form, slope, relative_slope)
-    hardened, _ = _run(model, [step])
+        if activation.two_sided and below is None:
+            raise ModelError(f"activation {tensor!r} is two-sided and has no lower threshold")
+        upper, name = _stored(value, dtype), threshold_name(tensor)
+        # A Clip is tightened where the form allows it, and bounded like the others where not.
+        if activation.sides is Sides.RECTIFIED and (
+            activation.op != "Clip" or form is not Form.SATURATE
+        ):
+            rectified.append(passes.Site(tensor, upper, name, activation.shape))
+        elif below is None:
+            signed.append(passes.BoundedSite(tensor, upper, name))
+        else:
+            lower = _stored(below, dtype)
+            signed.append(passes.BoundedSite(tensor, upper, name, lower, lower_name(tensor)))
+    slopes = (slope, relative_slope)
+    steps: list[passes.Pass] = [
+        # First, because a tent moves its threshold into a convolution that nothing bounds yet.
+        passes.InsertBounds(signed, form, *slopes),
+        passes.InsertHyReLU(rectified, form, *slopes),
+    ]
+    hardened, _ = _run(model, steps)
     check_model(hardened, "the hardened model")
     return Inserted(hardened, raised)
 
@@ -265,8 +287,21 @@ def raise_opset(model: onnx.ModelProto, version: int) -> onnx.ModelProto:
 
 
 def threshold_name(tensor: str) -> str:
-    """Name of the initializer that stores an activation's thresholds."""
+    """Name of the initializer that stores an activation's thresholds, the upper ones of two."""
     return f"{tensor}{THRESHOLD_SUFFIX}"
+
+
+def lower_name(tensor: str) -> str:
+    """Name of the initializer that stores an activation's lower thresholds."""
+    return f"{tensor}{LOWER_SUFFIX}"
+
+
+def _stored(
+    value: np.typing.NDArray[np.float32], dtype: np.dtype[np.floating]
+) -> np.typing.NDArray[np.floating]:
+    """Thresholds in the activation's own type, where they end at its largest finite number."""
+    limit = float(np.finfo(dtype).max)
+    return np.clip(value.astype(np.float64), -limit, limit).astype(dtype)
 
 
 def _run(

@@ -20,6 +20,7 @@ PROVIDERS = ("auto", "cpu", "cuda", "tensorrt", "openvino")
 EFFECTS = ("flip", "stuck-at-0", "stuck-at-1")
 BURST_AXES = ("bits", "words")
 RESCALINGS = ("none", "tensor", "channel", "auto")
+PROTECTIONS = ("activations", "linear")
 PAPER_TRIALS = 500
 
 # Section VI-A.
@@ -113,6 +114,8 @@ class HardenSettings:
     Attributes:
         method: ``proact``, ``ranger``, ``ftclipact``, ``fitact``, ``brelu`` or
             ``clip-percentile``.
+        protect: What is bounded: ``activations``, or ``linear``: also what Conv, Gemm and MatMul
+            give where no activation bounds it.
         granularity: ``layer``, ``channel``, ``neuron``, ``hybrid``, or ``auto``: channel where it
             helps most within ``max_memory_overhead``, layer elsewhere; None leaves it to the
             method.
@@ -161,6 +164,7 @@ class HardenSettings:
     """
 
     method: str = "proact"
+    protect: str = "activations"
     granularity: str | None = None
     form: str | None = None
     out_of_range: OutOfRange | None = None
@@ -214,6 +218,7 @@ class HardenSettings:
         _check(self.search_trials, "search-trials", 1)
         _check(self.search_images, "search-images", 1)
         _check(self.search_rounds, "search-rounds", 1)
+        _check_choice(self.protect, "protect", PROTECTIONS)
         _check_choice(self.rescale, "rescale", RESCALINGS)
         _check(self.max_memory_overhead, "max-memory-overhead", 0.0)
         if self.max_latency is not None:

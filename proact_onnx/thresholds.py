@@ -1,8 +1,8 @@
 """Clipping thresholds: how many an activation needs, and what they cost in memory."""
 
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 import numpy as np
@@ -47,14 +47,45 @@ class Thresholds:
     Attributes:
         values: float32 arrays that broadcast against the activation, batch axis included:
             ``()`` layer-wise, ``[1, C, 1, 1]`` channel-wise, ``[1, C, H, W]`` neuron-wise.
+        lower: The same for those activations that are bounded from below as well; none is above
+            zero.
     """
 
     values: Mapping[str, FloatArray]
+    lower: Mapping[str, FloatArray] = field(default_factory=dict)
 
     @property
     def count(self) -> int:
-        """Number of stored thresholds."""
-        return sum(value.size for value in self.values.values())
+        """Number of stored thresholds, lower ones included."""
+        return sum(value.size for value in (*self.values.values(), *self.lower.values()))
+
+
+def pack(thresholds: Thresholds) -> dict[str, FloatArray]:
+    """Make one array of an activation's thresholds, all of them magnitudes.
+
+    Returns:
+        By activation output, the upper thresholds, or ``[2, ...]``, lower and upper ones, where
+        there are both.
+    """
+    return {
+        tensor: np.stack([-thresholds.lower[tensor], upper])
+        if tensor in thresholds.lower
+        else upper
+        for tensor, upper in thresholds.values.items()
+    }
+
+
+def unpack(packed: Mapping[str, FloatArray], two_sided: Collection[str]) -> Thresholds:
+    """Undo `pack`.
+
+    Args:
+        packed: By activation output.
+        two_sided: Those that are bounded from both sides.
+    """
+    return Thresholds(
+        {name: values[1] if name in two_sided else values for name, values in packed.items()},
+        {name: -values[0] for name, values in packed.items() if name in two_sided},
+    )
 
 
 def threshold_shape(activation: Activation, granularity: Granularity) -> tuple[int, ...]:
@@ -99,8 +130,11 @@ def shared_axes(shape: tuple[int, ...], extents: tuple[int, ...]) -> tuple[int, 
 
 
 def threshold_count(activations: Iterable[Activation], granularity: Granularity) -> int:
-    """Number of thresholds that ``granularity`` stores for these activations."""
-    return sum(math.prod(threshold_shape(activation, granularity)) for activation in activations)
+    """Number of thresholds that ``granularity`` stores for these activations, lower ones too."""
+    return sum(
+        math.prod(threshold_shape(activation, granularity)) * (2 if activation.two_sided else 1)
+        for activation in activations
+    )
 
 
 def memory_overhead(added: int, parameters: int) -> float:

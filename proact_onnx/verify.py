@@ -10,10 +10,12 @@ import numpy.typing as npt
 import onnx
 from onnx import numpy_helper
 
-from proact_onnx.data import Dataset, Preprocessing, check_labels, prepare
+from proact_onnx.data import Dataset, Preprocessing, check_labels, prepare_inputs
 from proact_onnx.engine import Predictions, Provider, Session, top1
 from proact_onnx.errors import ModelError
 from proact_onnx.model import (
+    HYRELU,
+    LOWER_SUFFIX,
     SHIFTED_SUFFIX,
     THRESHOLD_SUFFIX,
     computes_in_float16,
@@ -38,7 +40,7 @@ class ClippedLayer:
 
     Attributes:
         tensor: The activation.
-        samples: Indices of the images with a value above its threshold.
+        samples: Indices of the images with a value outside its thresholds.
         values: Number of such values over all images.
     """
 
@@ -116,11 +118,9 @@ def verify(
             )
     reference = Session(before, *arguments)
     bounded = Session(expose(after, [bound.rectified for bound in bounds]), *arguments)
-    if (reference.input, reference.outputs[0]) != (bounded.input, bounded.outputs[0]):
+    if (reference.inputs, reference.outputs[0]) != (bounded.inputs, bounded.outputs[0]):
         raise _other_model(original, hardened)
-    images = prepare(
-        data.images, preprocessing or Preprocessing(), reference.input.shape, reference.input.dtype
-    )
+    images = prepare_inputs(data.images, preprocessing or Preprocessing(), reference.inputs)
     if bounded.run(images[:1]).shape != reference.run(images[:1]).shape:
         raise _other_model(original, hardened)
     expected = reference.run(images)
@@ -135,8 +135,8 @@ def verify(
         part = slice(start, start + len(output))
         scores.append(output)
         for row, (bound, value) in enumerate(zip(bounds, rectified, strict=True)):
-            above = ~(value <= bound.threshold)
-            clipped[row, part] = above.reshape(len(above), -1).sum(axis=1)
+            outside = ~((value <= bound.threshold) & (value >= bound.lower))
+            clipped[row, part] = outside.reshape(len(outside), -1).sum(axis=1)
         start = part.stop
         reporter.advance(len(output))
     actual = np.concatenate(scores)
@@ -170,36 +170,41 @@ class _Bound:
     tensor: str
     rectified: str
     threshold: npt.NDArray[Any]
+    lower: npt.NDArray[Any]
     smooth: bool
 
 
 def _bounds(model: onnx.ModelProto, path: Path) -> Sequence[_Bound]:
-    """Find what every threshold of a hardened model is compared with."""
-    written = {name for node in model.graph.node for name in node.output}
-    stored = {tensor.name: tensor for tensor in model.graph.initializer}
-    # The ramp adds a threshold to itself before it reads the activation.
-    doubled = {
-        node.output[0]: node.input[0]
+    """Find what the thresholds of a hardened model are compared with, in topological order."""
+    stored = {t.name: t for t in model.graph.initializer if is_threshold(t.name)}
+    written = [name for node in model.graph.node for name in node.output]
+    # A Clip that was tightened has no tensor of its own before the bound.
+    sources = {
+        name.removesuffix(THRESHOLD_SUFFIX): node.input[0]
         for node in model.graph.node
-        if node.op_type == "Add" and node.input[0] == node.input[1]
+        for name in node.input
+        if node.op_type == "Clip" and name in stored
     }
+    smooth = set()
+    for name in written:
+        tensor, _, role = name.partition(HYRELU)
+        # A name that was taken has a number behind it.
+        role = role.partition("_")[0]
+        if role in ("relu", "value", "shifted"):
+            sources[tensor] = name
+        elif role == "gate":
+            smooth.add(tensor)
     bounds = []
-    for node in model.graph.node:
-        # A tent compares the difference from the threshold with zero.
-        bounds += [
-            _Bound(name.removesuffix(SHIFTED_SUFFIX), name, np.zeros(()), smooth=False)
-            for name in node.output
-            if name.endswith(SHIFTED_SUFFIX)
-        ]
-        reads = [doubled.get(name, name) for name in node.input]
-        beside = [name for name in reads if name in written]
-        for name in filter(is_threshold, reads):
-            # The smooth form also reads a threshold alone, for its relative slope.
-            if name in stored and beside:
-                tensor = name.removesuffix(THRESHOLD_SUFFIX)
-                values = numpy_helper.to_array(stored[name])
-                smooth = node.op_type == "Sub" and name in node.input
-                bounds.append(_Bound(tensor, beside[0], values, smooth))
+    for tensor in filter(sources.__contains__, written):
+        upper, lower = (stored.get(tensor + suffix) for suffix in (THRESHOLD_SUFFIX, LOWER_SUFFIX))
+        if upper is None:
+            continue
+        least = np.array(-np.inf) if lower is None else numpy_helper.to_array(lower)
+        values = numpy_helper.to_array(upper)
+        if sources[tensor].endswith(SHIFTED_SUFFIX):
+            # A tent compares the difference from the threshold with zero.
+            values = np.zeros(())
+        bounds.append(_Bound(tensor, sources[tensor], values, least, tensor in smooth))
     if not bounds:
         raise ModelError(f"{path} is not hardened: it stores no thresholds")
     return bounds

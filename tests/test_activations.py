@@ -3,6 +3,7 @@ import onnx
 import pytest
 
 from proact_onnx.activations import Activation, find_activations, tensor_types
+from proact_onnx.functions import Sides
 from proact_onnx.model import THRESHOLD_SUFFIX
 from tests.numerics import parse
 
@@ -40,20 +41,21 @@ BOUNDS = {"zero": np.float32(0), "six": np.float32(6), "one": np.float32(1)}
 @pytest.mark.parametrize(
     ("opset", "call", "found"),
     [
-        (10, "<min = 0.0, max = 6.0>(x)", True),
-        (10, "<max = 6.0>(x)", False),
-        (10, "<min = 0.0>(x)", False),
-        (10, "<min = 1.0, max = 6.0>(x)", False),
-        (11, "(x, zero, six)", True),
-        (13, "(x, zero, six)", True),
-        (13, "(x, one, six)", False),
-        (13, "(x, , six)", False),
-        (13, "(x, zero)", False),
+        (10, "<min = 0.0, max = 6.0>(x)", Sides.RECTIFIED),
+        (10, "<max = 6.0>(x)", Sides.BOTH),
+        (10, "<min = 0.0>(x)", Sides.RECTIFIED),
+        (10, "<min = 1.0, max = 6.0>(x)", Sides.RECTIFIED),
+        (10, "<min = -1.0, max = 6.0>(x)", Sides.BOTH),
+        (11, "(x, zero, six)", Sides.RECTIFIED),
+        (13, "(x, zero, six)", Sides.RECTIFIED),
+        (13, "(x, one, six)", Sides.RECTIFIED),
+        (13, "(x, , six)", Sides.BOTH),
+        (13, "(x, zero)", Sides.RECTIFIED),
     ],
 )
-def test_clip_is_an_activation_between_zero_and_a_bound(opset: int, call: str, found: bool) -> None:
+def test_clip(opset: int, call: str, found: Sides) -> None:
     model = parse(CLIP.format(opset=opset, call=call), **BOUNDS)
-    assert [a.op for a in find_activations(model)] == (["Clip"] if found else [])
+    assert [(a.op, a.sides) for a in find_activations(model)] == [("Clip", found)]
 
 
 def test_two_branches_may_both_be_last() -> None:

@@ -59,12 +59,12 @@ CORPUS = {
     "matlab_acas_sub": Expected(6, raised_opset=9),
     "meet_segm_tf2onnx19": Expected(33, unprotected=11),
     "mnist_cnn_max_keras2onnx": Expected(3),
-    "mnist_leaky_relu": Expected(0, unprotected=6),
+    "mnist_leaky_relu": Expected(6),
     "mtcnn_pnet": Expected(2),
     "ocr_angle_net_pt13": Expected(37),
     "paddle_ppocr_cls": Expected(33, folded=35, unprotected=9),
     "residual_block_opset19": Expected(2),
-    "retinaface_mbnet025": Expected(3, unprotected=38),
+    "retinaface_mbnet025": Expected(41),
     "shufflenet_v2_int8_qoperator": Expected(0),
     "silero_vad_16k_op15": Expected(5, unprotected=1, runs=False),
     "super_resolution_pt12": Expected(3),
@@ -131,7 +131,11 @@ def check(path: Path, expected: Expected, batch: int) -> None:
     assert prepared.changes["fold-batchnorm"] == expected.folded
     activations = find_activations(prepared.model)
     assert (sum(a.is_last for a in activations) > 0) == (expected.activations > 0)
-    thresholds = Thresholds({a.tensor: np.asarray(1e6, np.float32) for a in activations})
+    limit = np.asarray(1e6, np.float32)
+    thresholds = Thresholds(
+        {a.tensor: limit for a in activations},
+        {a.tensor: -limit for a in activations if a.two_sided},
+    )
     hardened = insert(prepared.model, thresholds, Form.HARD)
     assert hardened.raised_opset == (expected.raised_opset if activations else None)
     assert [o.name for o in hardened.model.graph.output] == [o.name for o in model.graph.output]

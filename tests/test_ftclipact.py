@@ -15,7 +15,7 @@ from proact_onnx.methods import METHODS, FitContext, LabelledBatch, ftclipact
 from proact_onnx.methods.ftclipact import layer_spaces, search
 from proact_onnx.rewrite import insert
 from proact_onnx.settings import HardenSettings
-from proact_onnx.thresholds import Thresholds
+from proact_onnx.thresholds import Thresholds, pack
 from tests.numerics import parse, run
 from tests.test_methods import Memory, Record, context
 
@@ -73,7 +73,7 @@ def test_parameters_belong_to_the_first_activation_they_reach() -> None:
 
 def test_the_area_is_that_of_faulty_models(quick: FitContext) -> None:
     """One threshold of the last layer, measured with a session for every fault map."""
-    profiled = ftclipact.profiled_thresholds(quick)
+    profiled = pack(ftclipact.profiled_thresholds(quick))
     trials = ftclipact._LayerTrials(quick, profiled)
     activation = quick.activations[-1]
     thresholds = dict(profiled)
@@ -121,7 +121,7 @@ def stored(model: onnx.ModelProto, number_format, faults) -> onnx.ModelProto:
 
 def test_thresholds_are_found_and_counted(quick: FitContext) -> None:
     fitted = ftclipact.fit(quick)
-    profiled = ftclipact.profiled_thresholds(quick)
+    profiled = ftclipact.profiled_thresholds(quick).values
     assert list(fitted.thresholds.values) == [a.tensor for a in quick.activations]
     for tensor, value in fitted.thresholds.values.items():
         assert value.shape == () and value.dtype == np.float32

@@ -139,7 +139,8 @@ def test_what_is_left_unprotected(tmp_path: Path) -> None:
         <ir_version: 8, opset_import: ["": 17]>
         net (float[4] x, bool c) => (float[4] y)
         {
-          [leaky] a = LeakyRelu(x)
+          [gate] g = Tanh(x)
+          [leaky] a = LeakyRelu(g)
           [hard] b = Clip(a, low, high)
           [six] d = Clip(b, zero, high)
           [choice] y = If(c) <
@@ -153,10 +154,9 @@ def test_what_is_left_unprotected(tmp_path: Path) -> None:
         high=np.float32(6),
     )
     inspection = inspect_model(path)
-    assert [activation.name for activation in inspection.activations] == ["six"]
+    assert [activation.name for activation in inspection.activations] == ["leaky", "hard", "six"]
     assert inspection.unprotected == (
-        Unprotected("leaky", "LeakyRelu", "no bound is defined for LeakyRelu"),
-        Unprotected("hard", "Clip", "its lower bound is not a constant 0"),
+        Unprotected("gate", "Tanh", "its values lie within -1 to 1 by nature, NaN aside"),
         Unprotected("inner", "Relu", "it lies in a subgraph of 'choice'"),
         Unprotected("q", "Sigmoid", "it lies in a subgraph of 'choice'"),
     )

@@ -39,13 +39,18 @@ def test_activations_of_a_network(digits_dir: Path, granularity: Granularity) ->
     shapes = {a.tensor: threshold_shape(a, granularity) for a in activations}
     images = load_dataset(digits_dir / "calibration.npz").images[:150].astype(np.float32) / 16
     seen: list[int] = []
+    both = list(shapes)[:2]
     found = profile_percentiles(
-        model, shapes, images, 97.0, (Provider.CPU, 0, 64), progress=seen.append
+        model, shapes, images, 97.0, (Provider.CPU, 0, 64), seen.append, both
     )
     assert seen == [64, 64, 22]
     outputs = run(expose(model, list(shapes)), {model.graph.input[0].name: images})[1:]
     for (tensor, shape), values in zip(shapes.items(), outputs, strict=True):
         shared = tuple(axis for axis in range(values.ndim) if not shape or shape[axis] == 1)
         expected = np.percentile(values.astype(np.float64), 97.0, axis=shared).reshape(shape)
-        assert found[tensor].dtype == np.float32
-        np.testing.assert_allclose(found[tensor], expected, rtol=1e-4, atol=1e-5)
+        assert found.values[tensor].dtype == np.float32
+        np.testing.assert_allclose(found.values[tensor], expected, rtol=1e-4, atol=1e-5)
+        if tensor in both:
+            expected = np.percentile(values.astype(np.float64), 3.0, axis=shared).reshape(shape)
+            np.testing.assert_allclose(found.lower[tensor], expected, rtol=1e-4, atol=1e-5)
+    assert list(found.lower) == both

@@ -57,6 +57,7 @@ SAMPLES: dict[str, tuple[str, str, Any]] = {
     "runtime.batch_size": ("7", "8", 8),
     "runtime.cache_memory": ("7", "0", 0),
     "harden.method": ("'a'", "ranger", "ranger"),
+    "harden.protect": ("'activations'", "linear", "linear"),
     "harden.granularity": ("'a'", "channel", "channel"),
     "harden.form": ("'a'", "smooth", "smooth"),
     "harden.out_of_range": ("'zero'", "clamp", OutOfRange.CLAMP),

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from proact_onnx.campaign.encoded import EncodedModel, encode_model
 from proact_onnx.campaign.judge import ClassJudge, ElementJudge, PerClass
-from proact_onnx.data import Dataset, Preprocessing, check_labels, prepare
+from proact_onnx.data import Dataset, Preprocessing, check_labels, prepare_inputs
 from proact_onnx.engine import (
     PrefixCache,
     Provider,
@@ -280,4 +280,4 @@ class Subject:
 
     def prepare(self, images: Array) -> Array:
         """Turn images as stored into the model's input, ``[N, ...]``."""
-        return prepare(images, self._preprocessing, self._input.shape, self._input.dtype)
+        return prepare_inputs(images, self._preprocessing, [self._input])

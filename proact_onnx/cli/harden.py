@@ -27,7 +27,7 @@ from proact_onnx.cli.options import (
 )
 from proact_onnx.cli.terminal import err, interrupted, say, show, spell
 from proact_onnx.console import BarReporter
-from proact_onnx.settings import OutOfRange, ThresholdScale
+from proact_onnx.settings import PROTECTIONS, OutOfRange, ThresholdScale
 
 _BOUNDS = "Bounds"
 _WEIGHTS = "Weights"
@@ -49,6 +49,16 @@ def harden(
             "memory and latency, found by trying under fault.",
             _BOUNDS,
             "proact|ranger|ftclipact|fitact|brelu|clip-percentile|auto",
+        ),
+    ] = None,
+    protect: Annotated[
+        str | None,
+        setting(
+            "harden.protect",
+            "What is bounded; linear: also what Conv, Gemm and MatMul give where no activation "
+            "bounds it (residual sums, attention, logits).",
+            _BOUNDS,
+            "|".join(PROTECTIONS),
         ),
     ] = None,
     granularity: Annotated[
@@ -262,7 +272,12 @@ def harden(
     """Write a hardened copy of a model, and compare clean accuracy before and after."""
     from proact_onnx.harden import checkpoint_path, hardened_path
     from proact_onnx.harden import harden as run
-    from proact_onnx.report import choice_table, threshold_table
+    from proact_onnx.report import (
+        choice_table,
+        coverage_line,
+        threshold_table,
+        unprotected_lines,
+    )
 
     settings = gather(locals(), "harden", "preprocessing", "runtime")
     settings = with_source(settings, "calibration", data, labels, part)
@@ -310,4 +325,6 @@ def harden(
         f"({report.thresholds.count:,} thresholds"
         + (f", {report.scales:,} scales and copies of biases)" if report.scales else ")")
     )
+    for line in (*unprotected_lines(report.unprotected), coverage_line(report.coverage)):
+        say(line)
     say(f"hardened in {report.seconds:.1f} s: {spell(report.output)}")

@@ -25,7 +25,13 @@ def inspect(
     from proact_onnx.faults import fault_space
     from proact_onnx.inspection import FLOAT_BITS, inspect_model
     from proact_onnx.model import load_model
-    from proact_onnx.report import activation_table, cost_table, parameter_table
+    from proact_onnx.report import (
+        activation_table,
+        cost_table,
+        coverage_line,
+        parameter_table,
+        unprotected_lines,
+    )
 
     path = need_model(model, read_settings(config))
     found = inspect_model(path)
@@ -47,7 +53,14 @@ def inspect(
         say(f"note: {reason}")
     if layers:
         show(parameter_table(fault_space(load_model(path), FLOAT_BITS).parameters))
-    for left in found.unprotected:
-        say(f"not protected: {left.name} ({left.op}), {left.reason}")
+    for line in unprotected_lines(found.unprotected):
+        say(line)
+    if found.activations:
+        say(f"with the activations bounded, {coverage_line(found.coverage)}")
+    if found.linear:
+        say(
+            f"with --protect linear, which bounds {len(found.linear)} outputs of linear layers "
+            f"more, {coverage_line(found.coverage_with_linear)}"
+        )
     for unfolded in found.unfolded:
         say(f"BatchNormalization kept: {unfolded.node}, {unfolded.reason}")

@@ -1,6 +1,7 @@
 """Images and labels: reading them, checking them, and bringing them into a model's own form."""
 
 from proact_onnx.data.dataset import Dataset, check_labels, split_disjoint
+from proact_onnx.data.inputs import bundle, prepare_inputs
 from proact_onnx.data.layout import Layout
 from proact_onnx.data.parts import Part
 from proact_onnx.data.preprocess import Preprocessing, prepare
@@ -11,8 +12,10 @@ __all__ = [
     "Layout",
     "Part",
     "Preprocessing",
+    "bundle",
     "check_labels",
     "load_dataset",
     "prepare",
+    "prepare_inputs",
     "split_disjoint",
 ]

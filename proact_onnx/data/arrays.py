@@ -13,6 +13,7 @@ from numpy.lib.npyio import NpzFile
 
 from proact_onnx.data.dataset import Dataset, class_indices
 from proact_onnx.data.decoding import Size, decode_images
+from proact_onnx.data.inputs import bundle
 from proact_onnx.data.parts import PARTS, Part, choose_part
 from proact_onnx.data.reading import reading
 from proact_onnx.errors import DataError
@@ -22,6 +23,8 @@ Array = npt.NDArray[Any]
 IMAGE_KEYS = ("images", "image", "x", "data")
 LABEL_KEYS = ("labels", "label", "y", "targets", "target")
 
+# Before the name of a model's input that could be taken for images.
+_INPUT = "input:"
 _DAMAGE = (
     zipfile.BadZipFile,
     zlib.error,
@@ -43,6 +46,10 @@ def read_npz(path: Path, part: Part | None = None, size: Size | None = None) -> 
     ``test_images``. Compressed image files stand one after another in a byte array ``jpeg``, the
     i-th from ``offsets[i]`` to ``offsets[i + 1]``, with their ``labels``.
 
+    Where there are no images under these keys, all other arrays are inputs of a model by their
+    names. An input that is named like images is stored with ``input:`` before its name, and so are
+    all others then.
+
     Args:
         path: The archive; pickled content is never read.
         part: ``"train"`` or ``"test"`` for an archive with parts.
@@ -58,6 +65,9 @@ def read_npz(path: Path, part: Part | None = None, size: Size | None = None) -> 
             chosen = choose_part((), part, path)
             data, offsets = (_member(archive, keys[key], path) for key in ("jpeg", "offsets"))
             images: Array = _decode_jpeg(data, offsets, path, size)
+        elif (inputs := _inputs(archive, part)) is not None:
+            chosen = None
+            images = bundle({n: _member(archive, k, path) for n, k in inputs.items()}, str(path))
         else:
             chosen = _choose_part(keys, part, path)
             images = _find(archive, keys, _with_part(IMAGE_KEYS, chosen), "images", path)
@@ -134,6 +144,20 @@ def _with_part(keys: tuple[str, ...], part: Part | None) -> tuple[str, ...]:
     if part is None:
         return keys
     return tuple(name for key in keys for name in (f"{key}_{part}", f"{part}_{key}"))
+
+
+def _inputs(archive: NpzFile, part: Part | None) -> dict[str, str] | None:
+    """Keys by name of a model input; None where the archive holds images."""
+    marked = {key.removeprefix(_INPUT): key for key in archive if key.startswith(_INPUT)}
+    if marked:
+        return marked
+    lower = [key.lower() for key in archive]
+    images = {name for part in (None, *PARTS) for name in _with_part(IMAGE_KEYS, part)}
+    unnamed = not lower or any(key.startswith("arr_") for key in lower)
+    if part is not None or unnamed or not images.isdisjoint(lower):
+        return None
+    labels = {name for part in (None, *PARTS) for name in _with_part(LABEL_KEYS, part)}
+    return {key: key for key in archive if key.lower() not in labels} or None
 
 
 def _first(keys: Mapping[str, str], wanted: tuple[str, ...]) -> str | None:

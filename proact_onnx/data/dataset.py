@@ -17,7 +17,8 @@ class Dataset:
     """Images with their labels; the arrays are shared, not copied, and must not be changed.
 
     Attributes:
-        images: ``[N, ...]`` as stored: integers or floats, in any layout.
+        images: ``[N, ...]`` as stored: integers or floats, in any layout; for a model with several
+            inputs records ``[N]`` with a field for each (`proact_onnx.data.inputs`).
         labels: Class index of each image, ``[N]``, or ``None`` where the source has none.
         source: Where the images came from, for messages and provenance.
 
@@ -31,12 +32,13 @@ class Dataset:
     source: str
 
     def __post_init__(self) -> None:
-        if self.images.dtype.kind not in "uif":
+        records = self.images.dtype.names is not None
+        if self.images.dtype.kind not in "uif" and not records:
             raise DataError(
                 f"the images of {self.source} are of type {self.images.dtype}: store them as "
                 "integers or floats"
             )
-        if self.images.ndim < 2:
+        if self.images.ndim < 2 and not records:
             raise DataError(
                 f"the images of {self.source} have shape {self.images.shape}: store them with one "
                 "axis for the images and at least one for what each holds"

@@ -1,7 +1,7 @@
 """Exact percentiles of activations over a data set, without keeping the values."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -9,8 +9,9 @@ import numpy.typing as npt
 import onnx
 
 from proact_onnx.engine.session import Provider, Session
+from proact_onnx.errors import ModelError
 from proact_onnx.rewrite import expose
-from proact_onnx.thresholds import FloatArray, shared_axes
+from proact_onnx.thresholds import FloatArray, Thresholds, shared_axes
 
 
 class Percentile:
@@ -62,7 +63,8 @@ def profile_percentiles(
     percentile: float,
     arguments: tuple[Provider, int, int],
     progress: Callable[[int], None] = lambda images: None,
-) -> dict[str, FloatArray]:
+    two_sided: Collection[str] = (),
+) -> Thresholds:
     """Find a percentile of the values that share a threshold, over all images.
 
     Args:
@@ -72,20 +74,38 @@ def profile_percentiles(
         percentile: From 0 to 100; the further from 100, the more values are kept.
         arguments: Provider, threads and batch size.
         progress: Called after each batch with the number of images in it.
+        two_sided: Activation outputs of which the percentile from below is wanted, too: what lies
+            below as large a share of the values as above the percentile.
 
     Returns:
         By activation output, float32 of the shape given.
+
+    Raises:
+        ModelError: If the first axis of an activation is not the batch.
     """
     session = Session(expose(model, list(shapes)), *arguments)
-    found: dict[str, Percentile] = {}
-    for batch in session.stream(images, list(shapes)):
+    upper: dict[str, Percentile] = {}
+    lower: dict[str, Percentile] = {}
+    for size, batch in zip(
+        session.batch_sizes(images), session.stream(images, list(shapes)), strict=True
+    ):
         for (tensor, shape), values in zip(shapes.items(), batch, strict=True):
+            if len(values) != size:
+                raise ModelError(
+                    f"tensor {tensor!r} of shape {list(values.shape)} does not have the batch as "
+                    "its first axis, so its percentiles are not known: use --method ranger"
+                )
             extents = values.shape[1:]
             shared = [0, *(axis + 1 for axis in shared_axes(shape, extents))]
             own = [axis for axis in range(values.ndim) if axis not in shared]
             groups = math.prod(values.shape[axis] for axis in own)
-            if tensor not in found:
-                found[tensor] = Percentile(percentile, len(images) * values[0].size // groups)
-            found[tensor].add(values.transpose(*own, *shared).reshape(groups, -1))
-        progress(len(batch[0]))
-    return {tensor: found[tensor].result().reshape(shape) for tensor, shape in shapes.items()}
+            total = len(images) * values[0].size // groups
+            grouped = values.transpose(*own, *shared).reshape(groups, -1)
+            upper.setdefault(tensor, Percentile(percentile, total)).add(grouped)
+            if tensor in two_sided:
+                lower.setdefault(tensor, Percentile(percentile, total)).add(-grouped)
+        progress(size)
+    return Thresholds(
+        {tensor: found.result().reshape(shapes[tensor]) for tensor, found in upper.items()},
+        {tensor: -found.result().reshape(shapes[tensor]) for tensor, found in lower.items()},
+    )

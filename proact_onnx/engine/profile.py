@@ -1,7 +1,7 @@
 """Activation ranges over a data set, read from the model itself through ONNX Runtime."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -21,12 +21,15 @@ class ActivationProfile:
 
     Attributes:
         maxima: By activation output, the largest value each neuron took over all images, float32
-            of the activation's shape without the batch axis.
+            of the activation's shape without the batch axis; of all neurons together, ``()``, where
+            the first axis is not the batch.
         images: How many images were seen.
+        minima: The smallest values likewise, of those activations that are two-sided.
     """
 
     maxima: Mapping[str, FloatArray]
     images: int
+    minima: Mapping[str, FloatArray] = field(default_factory=dict)
 
 
 def profile_activations(
@@ -39,9 +42,9 @@ def profile_activations(
     batch_size: int = 64,
     progress: Callable[[int], None] = lambda seen: None,
 ) -> ActivationProfile:
-    """Record the maximum of every neuron over the images (Algorithm 1, lines 1-8).
+    """Record the range of every neuron over the images (Algorithm 1, lines 1-8).
 
-    Images stream through in batches and only running maxima are kept.
+    Images stream through in batches and only running extremes are kept.
 
     Args:
         model: A prepared model.
@@ -54,20 +57,26 @@ def profile_activations(
 
     Raises:
         DataError: If an activation takes a value that is not finite.
-        ModelError: If an activation has no batch axis, or its shape changes between batches.
+        ModelError: If the shape of an activation changes between batches.
     """
     tensors = [activation.tensor for activation in activations]
     if not tensors:
         return ActivationProfile({}, 0)
     session = Session(expose(model, tensors), provider, threads, batch_size)
     maxima: dict[str, FloatArray] = {}
+    minima: dict[str, FloatArray] = {}
     seen = 0
-    for values in session.stream(images, tensors):
+    calls = session.takes_calls(images)
+    sizes = session.batch_sizes(images)
+    for size, values in zip(sizes, session.stream(images, tensors), strict=True):
         for activation, value in zip(activations, values, strict=True):
-            if value.ndim < 2:
-                raise ModelError(f"activation {activation.name!r} has no batch axis")
-            highest = value.max(axis=0).astype(np.float32)
-            if not np.isfinite(highest).all():
+            is_batch = not calls and value.ndim > 1 and len(value) == size
+            axis = 0 if is_batch and maxima.get(activation.tensor, value[0]).ndim else None
+            highest = np.asarray(value.max(axis=axis), np.float32)
+            lowest = (
+                np.asarray(value.min(axis=axis), np.float32) if activation.two_sided else highest
+            )
+            if not (np.isfinite(highest).all() and np.isfinite(lowest).all()):
                 raise DataError(
                     f"activation {activation.name!r} takes values that are not finite: check the "
                     "preprocessing and the model"
@@ -79,9 +88,12 @@ def profile_activations(
                     f"{highest.shape}: give images of one size"
                 )
             np.maximum(known, highest, out=known)
-        seen += len(values[0]) if values else 0
+            if activation.two_sided:
+                known = minima.setdefault(activation.tensor, lowest)
+                np.minimum(known, lowest, out=known)
+        seen += size
         progress(seen)
-    return ActivationProfile(maxima, seen)
+    return ActivationProfile(maxima, seen, minima)
 
 
 def observed_shapes(

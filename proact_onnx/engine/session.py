@@ -13,7 +13,7 @@ import onnx
 import onnxruntime as ort
 
 from proact_onnx.errors import ModelError, SettingsError
-from proact_onnx.model import ModelInput, image_input, output_names
+from proact_onnx.model import ModelInput, model_inputs, output_names
 
 Array = npt.NDArray[Any]
 Indices = npt.NDArray[np.int64]
@@ -185,7 +185,7 @@ class BatchRunner:
     ) -> None:
         self._session = session
         self.provider = running_provider(session)
-        self.input = image_input(model)
+        self.inputs = model_inputs(model)
         self.outputs = output_names(model)
         self._batch_size = batch_size
 
@@ -204,16 +204,43 @@ class BatchRunner:
     ) -> Iterator[list[Array]]:
         """Yield the named outputs batch by batch, each ``[batch, ...]``.
 
+        Records that hold all that a call is given come one by one, each output ``[1, ...]``.
+
         Raises:
             ModelError: If ONNX Runtime fails at running the model.
         """
         images = images if chosen is None else images[chosen]
-        for batch, count in batches(images, self.input, self._batch_size):
+        whole = self.takes_calls(images)
+        first = ModelInput("", (1,), images.dtype) if whole else self.inputs[0]
+        for batch, count in batches(images, first, self._batch_size):
             try:
-                values = self._session.run(list(outputs), {self.input.name: batch})
+                values = self._session.run(list(outputs), self._feeds(batch, whole))
             except Exception as error:
                 raise refused(error) from error
-            yield [np.atleast_1d(value)[:count] for value in values]
+            if whole:
+                yield [np.asarray(value)[None] for value in values]
+            else:
+                yield [np.atleast_1d(value)[:count] for value in values]
+
+    def batch_sizes(self, images: Array) -> list[int]:
+        """How many images each batch of `stream` holds."""
+        size = 1 if self.takes_calls(images) else self.inputs[0].shape[0] or self._batch_size
+        return [min(size, len(images) - start) for start in range(0, len(images), size)]
+
+    def takes_calls(self, images: Array) -> bool:
+        """Tell whether each sample is all that one call is given, its batch included."""
+        if images.dtype.names is None:
+            return False
+        first = self.inputs[0]
+        return len(images.dtype[first.name].shape) == len(first.shape)
+
+    def _feeds(self, batch: Array, whole: bool) -> dict[str, Array]:
+        if batch.dtype.names is None:
+            return {self.inputs[0].name: batch}
+        return {
+            name: np.asarray(batch[name][0] if whole else batch[name], order="C")
+            for name in batch.dtype.names
+        }
 
 
 class Session(BatchRunner):

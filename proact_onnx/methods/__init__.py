@@ -43,11 +43,11 @@ def _brelu(context: FitContext) -> Fitted:
 
 METHODS: Mapping[str, Method] = {
     "proact": Method(_proact, Granularity.HYBRID),
-    "ranger": Method(ranger.fit, Granularity.LAYER),
+    "ranger": Method(ranger.fit, Granularity.LAYER, profiles_only=True),
     "ftclipact": Method(_ftclipact, Granularity.LAYER),
     "fitact": Method(_fitact, Granularity.NEURON),
     "brelu": Method(_brelu, Granularity.LAYER, Form.SATURATE),
-    "clip-percentile": Method(clip_percentile.fit, Granularity.LAYER),
+    "clip-percentile": Method(clip_percentile.fit, Granularity.LAYER, profiles_only=True),
 }
 
 __all__ = ["METHODS", "Checkpoint", "Fit", "FitContext", "Fitted", "LabelledBatch", "Method"]

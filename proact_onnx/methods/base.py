@@ -1,6 +1,6 @@
 """What every hardening method is given and what it returns."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -56,7 +56,7 @@ class FitContext:
     Attributes:
         model: The prepared model, without bounds.
         activations: Its activations, in topological order, shapes known.
-        profile: Their maxima over the calibration images.
+        profile: Their ranges over the calibration images.
         calibration: Images to learn from.
         accept: Other images, which decide whether learnt thresholds are kept.
         settings: The user's settings, granularity and form of the bounds resolved.
@@ -80,6 +80,16 @@ class FitContext:
         """Provider, threads and batch size, as sessions and engines take them."""
         runtime = self.runtime
         return Provider(runtime.provider), runtime.threads, runtime.batch_size
+
+    @property
+    def granularity(self) -> Granularity:
+        """What shares a threshold."""
+        return Granularity(self.settings.granularity or Granularity.LAYER)
+
+    @property
+    def two_sided(self) -> frozenset[str]:
+        """Outputs of the activations that are bounded from below, too."""
+        return frozenset(a.tensor for a in self.activations if a.two_sided)
 
 
 @dataclass(frozen=True)
@@ -110,11 +120,13 @@ class Method:
         fit: Finds the thresholds.
         granularity: What shares a threshold, where the user does not say.
         form: How bounds are written, where the user does not say.
+        profiles_only: Whether it looks at the values of activations alone, which any model has.
     """
 
     fit: Fit
     granularity: Granularity
     form: Form = Form.HARD
+    profiles_only: bool = False
 
     def resolve(self, settings: HardenSettings) -> HardenSettings:
         """Fill in what the user left to the method."""
@@ -126,63 +138,69 @@ class Method:
         )
 
 
-def bounded_thresholds(
-    context: FitContext, highest: Callable[[Activation, tuple[int, ...]], FloatArray]
-) -> dict[str, FloatArray]:
-    """Thresholds at some highest values, times the slack.
+def bounded_thresholds(context: FitContext, extremes: Thresholds) -> Thresholds:
+    """Thresholds at the extremes of activations, times the slack.
+
+    They lie on both sides of zero, or at it, also where all values lie on one side.
 
     Args:
         context: What the method was given.
-        highest: Gives the values for an activation and the shape of its thresholds.
-
-    Returns:
-        By activation tensor, at the granularity of the settings.
+        extremes: Highest values of all activations, and lowest ones of the two-sided.
     """
-    granularity = Granularity(context.settings.granularity or Granularity.LAYER)
     slack = np.float32(context.settings.slack)
-    thresholds = {}
-    for activation in context.activations:
-        values = highest(activation, threshold_shape(activation, granularity))
-        thresholds[activation.tensor] = (values * slack).astype(np.float32)
-    return thresholds
+    return Thresholds(
+        {
+            tensor: (np.maximum(values, 0) * slack).astype(np.float32)
+            for tensor, values in extremes.values.items()
+        },
+        {
+            tensor: (np.minimum(values, 0) * slack).astype(np.float32)
+            for tensor, values in extremes.lower.items()
+        },
+    )
 
 
-def profiled_thresholds(context: FitContext) -> dict[str, FloatArray]:
-    """Thresholds at the profiled maxima, times the slack (Algorithm 1, line 7).
+def profiled_thresholds(context: FitContext) -> Thresholds:
+    """Thresholds at the profiled extremes, times the slack (Algorithm 1, line 7).
 
     Returns:
-        By activation tensor, at the granularity of the settings.
+        At the granularity of the settings.
     """
-
-    def highest(activation: Activation, shape: tuple[int, ...]) -> FloatArray:
-        maxima = context.profile.maxima[activation.tensor]
+    upper, lower = {}, {}
+    for activation in context.activations:
+        tensor = activation.tensor
+        shape = threshold_shape(activation, context.granularity)
+        maxima = context.profile.maxima[tensor]
         shared = shared_axes(shape, maxima.shape)
-        return np.asarray(maxima.max(axis=shared, keepdims=True).reshape(shape))
+        upper[tensor] = np.asarray(maxima.max(axis=shared, keepdims=True).reshape(shape))
+        if activation.two_sided:
+            minima = context.profile.minima[tensor]
+            lower[tensor] = np.asarray(minima.min(axis=shared, keepdims=True).reshape(shape))
+    return bounded_thresholds(context, Thresholds(upper, lower))
 
-    return bounded_thresholds(context, highest)
 
-
-def percentile_thresholds(context: FitContext, percentile: float) -> dict[str, FloatArray]:
+def percentile_thresholds(context: FitContext, percentile: float) -> Thresholds:
     """Thresholds at a percentile of all values that share one, times the slack.
 
     Args:
         context: What the method was given.
-        percentile: From 90 to 100.
+        percentile: From 90 to 100; of two-sided activations as many values lie below the lower
+            thresholds as above the upper ones.
 
     Returns:
-        By activation tensor, at the granularity of the settings.
+        At the granularity of the settings.
     """
     if percentile == 100.0:
         return profiled_thresholds(context)
-    granularity = Granularity(context.settings.granularity or Granularity.LAYER)
     images = context.calibration.images
     context.reporter.begin("percentiles", len(images))
     found = profile_percentiles(
         context.model,
-        {a.tensor: threshold_shape(a, granularity) for a in context.activations},
+        {a.tensor: threshold_shape(a, context.granularity) for a in context.activations},
         images,
         percentile,
         context.engine,
         context.reporter.advance,
+        context.two_sided,
     )
-    return bounded_thresholds(context, lambda activation, shape: found[activation.tensor])
+    return bounded_thresholds(context, found)

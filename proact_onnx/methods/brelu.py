@@ -16,11 +16,10 @@ import torch
 
 from proact_onnx.methods.base import FitContext, Fitted
 from proact_onnx.methods.training import Training
-from proact_onnx.thresholds import Thresholds
 
 
 def fit(context: FitContext) -> Fitted:
     """Train all thresholds together, as clamps."""
     training = Training(context)
     training.together(torch.minimum, distil=False)
-    return Fitted(Thresholds(training.thresholds))
+    return Fitted(training.fitted)

@@ -10,7 +10,6 @@ labels, and does not look at what it costs in clean accuracy.
 """
 
 from proact_onnx.methods.base import FitContext, Fitted, percentile_thresholds
-from proact_onnx.thresholds import Thresholds
 
 _PERCENTILE = 99.9
 
@@ -18,4 +17,4 @@ _PERCENTILE = 99.9
 def fit(context: FitContext) -> Fitted:
     """Return percentiles as thresholds."""
     percentile = context.settings.percentile or _PERCENTILE
-    return Fitted(Thresholds(percentile_thresholds(context, percentile)))
+    return Fitted(percentile_thresholds(context, percentile))

@@ -17,11 +17,10 @@ on the accept images go back towards the profiled ones, all by the same share.
 from proact_onnx.methods.base import FitContext, Fitted
 from proact_onnx.methods.training import Training
 from proact_onnx.mirror.train import hyrelu_gate
-from proact_onnx.thresholds import Thresholds
 
 
 def fit(context: FitContext) -> Fitted:
     """Train all thresholds together."""
     training = Training(context)
     training.together(hyrelu_gate(context.settings), distil=False)
-    return Fitted(Thresholds(training.thresholds))
+    return Fitted(training.fitted)

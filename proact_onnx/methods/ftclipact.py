@@ -32,8 +32,8 @@ from proact_onnx.errors import ModelError
 from proact_onnx.faults import FaultModel, FaultSpace, Kind, Rate, fault_space, parse_format
 from proact_onnx.messages import node_reads
 from proact_onnx.methods.base import FitContext, Fitted, profiled_thresholds
-from proact_onnx.rewrite import Form, insert, threshold_name
-from proact_onnx.thresholds import FloatArray, Granularity, Thresholds
+from proact_onnx.rewrite import Form, insert, lower_name, threshold_name
+from proact_onnx.thresholds import FloatArray, Granularity, pack, unpack
 
 _PIECES = 4
 # A round that gains less area than this is the last.
@@ -56,7 +56,7 @@ def fit(context: FitContext) -> Fitted:
             f"method ftclipact searches one threshold for each layer, not {settings.granularity}-"
             "wise ones: leave --granularity out, or choose another method"
         )
-    profiled = profiled_thresholds(context)
+    profiled = pack(profiled_thresholds(context))
     finished = context.checkpoint.finished()
     thresholds = {**profiled, **finished}
     trials = _LayerTrials(context, profiled)
@@ -66,16 +66,17 @@ def fit(context: FitContext) -> Fitted:
         tensor = activation.tensor
         if tensor not in finished:
             measure = trials.measure(activation, thresholds)
-            if measure is not None:
-                found = search(measure, float(thresholds[tensor]), settings.search_rounds)
-                thresholds[tensor] = np.array(found, np.float32)
+            # An activation that is never above zero has nothing to search for.
+            if measure is not None and profiled[tensor].any():
+                found = search(measure, float(profiled[tensor].max()), settings.search_rounds)
+                thresholds[tensor] = _with_largest(profiled[tensor], found)
             context.checkpoint.store(tensor, thresholds[tensor])
             context.reporter.advance()
     context.reporter.notice(
         f"ftclipact classified {trials.evaluations:,} images under fault to find "
         f"{len(thresholds)} thresholds"
     )
-    return Fitted(Thresholds(thresholds), trials.evaluations)
+    return Fitted(unpack(thresholds, context.two_sided), trials.evaluations)
 
 
 def search(measure: Measure, maximum: float, rounds: int) -> float:
@@ -150,15 +151,15 @@ class _LayerTrials:
         self._context, self._labels, self._profiled = context, labels[:_MOST_IMAGES], profiled
         memory_format = parse_format(settings.format)
         form = Form(settings.form or Form.HARD)
-        model = insert(context.model, Thresholds(profiled), form).model
+        model = insert(context.model, unpack(profiled, context.two_sided), form).model
         faulted = [kind for kind in Kind if kind is not Kind.THRESHOLD]
         space = fault_space(model, memory_format.width).restrict(faulted)
         self._spaces = layer_spaces(context.model, context.activations, space)
         self._encoded = encode_model(model, space, memory_format)
-        names = {tensor: threshold_name(tensor) for tensor in profiled}
+        names = [name for tensor in profiled for name in self._names(tensor)]
         # Thresholds are written too, though no fault hits them.
         bits = {parameter.name: parameter.size for parameter in space.parameters}
-        bits.update(dict.fromkeys(names.values(), 0))
+        bits.update(dict.fromkeys(names, 0))
         engine = choose_engine(self._encoded.model, list(bits), images, *context.engine).engine
         per_layer = settings.search_rounds * _PIECES * len(settings.search_ber)
         trials = per_layer * settings.search_trials * len(profiled)
@@ -204,7 +205,8 @@ class _LayerTrials:
         scale = np.log10(rates)
 
         def area(threshold: float) -> float:
-            self._write(stage, activation.tensor, np.array(threshold, np.float32))
+            limits = _with_largest(self._profiled[activation.tensor], threshold)
+            self._write(stage, activation.tensor, limits)
             accuracies = [
                 np.mean([self._accuracy(stage, faults, n) for n, faults in enumerate(maps)])
                 for maps in drawn
@@ -225,5 +227,21 @@ class _LayerTrials:
         self.evaluations += len(chosen)
         return float(top1(scores).correct(self._labels[chosen]).mean())
 
-    def _write(self, stage: Stage, tensor: str, value: FloatArray) -> None:
-        stage.engine.write(threshold_name(tensor), np.array([0]), value.reshape(1))
+    def _names(self, tensor: str) -> tuple[str, ...]:
+        """Names of the stored thresholds, the upper one first."""
+        names = (threshold_name(tensor), lower_name(tensor))
+        return names if tensor in self._context.two_sided else names[:1]
+
+    def _write(self, stage: Stage, tensor: str, packed: FloatArray) -> None:
+        names = self._names(tensor)
+        # The lower magnitude comes first.
+        magnitudes = packed.reshape(-1)[::-1]
+        for name, value, sign in zip(names, magnitudes, (1, -1), strict=False):
+            stage.engine.write(name, np.array([0]), np.array([sign * value], np.float32))
+
+
+def _with_largest(packed: FloatArray, largest: float) -> FloatArray:
+    """Thresholds in the proportions of others, the largest magnitude given."""
+    found = np.float32(largest)
+    top = packed.max()
+    return np.where(packed == top, found, packed * (found / top)).astype(np.float32)

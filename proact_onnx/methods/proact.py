@@ -26,7 +26,6 @@ Ablations: without distillation (``--no-distillation``: cross-entropy alone), wi
 from proact_onnx.methods.base import FitContext, Fitted
 from proact_onnx.methods.training import Training
 from proact_onnx.mirror.train import hyrelu_gate
-from proact_onnx.thresholds import Thresholds
 
 
 def fit(context: FitContext) -> Fitted:
@@ -35,4 +34,4 @@ def fit(context: FitContext) -> Fitted:
     training = Training(context)
     train = training.layer_by_layer if settings.progressive else training.together
     train(hyrelu_gate(settings), distil=settings.distillation)
-    return Fitted(Thresholds(training.thresholds))
+    return Fitted(training.fitted)

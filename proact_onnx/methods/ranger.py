@@ -10,9 +10,8 @@ in place of the maximum. Needs no training and no labels.
 """
 
 from proact_onnx.methods.base import FitContext, Fitted, percentile_thresholds
-from proact_onnx.thresholds import Thresholds
 
 
 def fit(context: FitContext) -> Fitted:
     """Return the profiled maxima, or percentiles, as thresholds."""
-    return Fitted(Thresholds(percentile_thresholds(context, context.settings.percentile or 100.0)))
+    return Fitted(percentile_thresholds(context, context.settings.percentile or 100.0))

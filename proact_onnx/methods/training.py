@@ -1,5 +1,6 @@
 """What the methods that train thresholds share: the student, its teacher, and who accepts."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
@@ -8,10 +9,10 @@ from torch import Tensor
 
 from proact_onnx.errors import ModelError
 from proact_onnx.methods.base import FitContext, LabelledBatch, profiled_thresholds
-from proact_onnx.mirror.student import Student
-from proact_onnx.mirror.train import Gate, State, train_thresholds
+from proact_onnx.mirror.student import Gate, Student
+from proact_onnx.mirror.train import State, train_thresholds
 from proact_onnx.rewrite import Form
-from proact_onnx.thresholds import FloatArray
+from proact_onnx.thresholds import FloatArray, Thresholds, pack, threshold_shape, unpack
 
 # How far from the profiled to the trained thresholds, in the order they are tried. All layers
 # together cost more than one, so they may have to go back further.
@@ -31,7 +32,7 @@ class Training:
         context: What the method was given.
 
     Attributes:
-        thresholds: By activation tensor, as they are now.
+        thresholds: By activation tensor, as they are now, packed (`proact_onnx.thresholds.pack`).
 
     Raises:
         ModelError: If the model is no classifier, or an operator is not known to the mirror.
@@ -41,11 +42,13 @@ class Training:
         if context.runtime.threads:
             torch.set_num_threads(context.runtime.threads)
         self._context = context
-        self.thresholds = profiled_thresholds(context)
+        self.thresholds = pack(profiled_thresholds(context))
         self._images, self._labels = _tensors(context.calibration, context.settings.method)
         accept, self._accept_labels = _tensors(context.accept, context.settings.method)
         self._accept_images = accept
-        self._student = Student(context.model, self._images, context.settings.train_batch)
+        self._student = Student(
+            context.model, self._images, context.settings.train_batch, context.two_sided
+        )
         self._teacher = self._student.predict(self._images)
         baseline = self._accuracy(self._student.predict(accept))
         for tensor, values in self.thresholds.items():
@@ -60,6 +63,11 @@ class Training:
                 f"accuracy, and {allowed:g} are allowed: profile more calibration images, or "
                 "raise the slack"
             )
+
+    @property
+    def fitted(self) -> Thresholds:
+        """The thresholds as they are now."""
+        return unpack(self.thresholds, self._context.two_sided)
 
     def layer_by_layer(self, gate: Gate, *, distil: bool) -> None:
         """Train one layer after the other, from the last to the first (lines 9-15).
@@ -76,7 +84,7 @@ class Training:
             self._put({tensor: values})
         epochs = {
             a.tensor: settings.epochs_neuron
-            if self.thresholds[a.tensor].size > 1
+            if math.prod(threshold_shape(a, context.granularity)) > 1
             else settings.epochs
             for a in context.activations
         }

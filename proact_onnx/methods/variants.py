@@ -16,6 +16,7 @@ _OPTIONS: Mapping[str, tuple[Mapping[str, Any], str]] = {
     "auto": ({"granularity": "auto"}, "allotted"),
     "clamp": ({"out_of_range": OutOfRange.CLAMP}, "clamping"),
     "zero": ({"out_of_range": OutOfRange.ZERO}, "zeroing"),
+    "linear": ({"protect": "linear"}, "linear layers too"),
     "no-distillation": ({"distillation": False}, "labels alone"),
     "ramp": ({"form": "ramp"}, "ramp"),
     "tent": ({"form": "tent"}, "tent"),
@@ -68,8 +69,8 @@ def parse_variant(name: str) -> Variant:
 
     Args:
         name: A method, and after hyphens any of ``layer``, ``channel``, ``neuron``, ``hybrid``,
-            ``auto``, ``clamp``, ``zero``, ``ramp``, ``tent``, ``no-distillation``, ``together``,
-            ``rescaled`` (by channel), ``rescaled-tensor`` and ``rescaled-auto``.
+            ``auto``, ``linear``, ``clamp``, ``zero``, ``ramp``, ``tent``, ``no-distillation``,
+            ``together``, ``rescaled`` (by channel), ``rescaled-tensor`` and ``rescaled-auto``.
 
     Raises:
         SettingsError: If the method or an option is not known.

@@ -1,5 +1,6 @@
 """HyReLU in PyTorch: the smooth gate that is trained and the hard one that is deployed."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -72,3 +73,17 @@ class _SmoothGate(torch.autograd.Function):
 def hard_gate(rectified: Tensor, threshold: Tensor) -> Tensor:
     """Bound activations as deployed: r where ``r <= lambda``, else 0 (Eq. 2); NaN gives 0."""
     return torch.where(rectified <= threshold, rectified, 0.0)
+
+
+def two_sided(
+    values: Tensor, thresholds: Tensor, gate: Callable[[Tensor, Tensor], Tensor]
+) -> Tensor:
+    """Bound values of both signs, each side by itself: ``gate(v+, lambda+) - gate(v-, lambda-)``.
+
+    Args:
+        values: v, ``[N, ...]``, with ``v+ = max(v, 0)`` and ``v- = max(-v, 0)``.
+        thresholds: ``[2, ...]``: magnitudes of the lower and the upper thresholds.
+        gate: How values that are not negative are bounded.
+    """
+    below, above = thresholds
+    return gate(values.relu(), above) - gate((-values).relu(), below)

@@ -1,6 +1,6 @@
 """The student: a mirror that takes as many images as there are."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 
 import numpy as np
@@ -10,10 +10,12 @@ from torch import Tensor
 
 from proact_onnx.errors import ModelError
 from proact_onnx.mirror.graph import Mirror
-from proact_onnx.mirror.hyrelu import hard_gate
+from proact_onnx.mirror.hyrelu import hard_gate, two_sided
 from proact_onnx.model import image_input
 from proact_onnx.thresholds import FloatArray
 
+# How activations (``[N, ...]``) that are not negative are bounded by thresholds.
+Gate = Callable[[Tensor, Tensor], Tensor]
 # What is kept for one layer over all images, at most; beyond, it is computed for every batch.
 CACHE_BYTES = 1 << 30
 # Scores of the same image in two batches differ by rounding only.
@@ -31,14 +33,22 @@ class Student:
         model: The model, without bounds.
         images: Images ``[N, ...]`` to find out with.
         batch: Images per run where gradients are not needed.
+        both_sides: Activations whose thresholds are packed, lower and upper ones.
 
     Attributes:
         mirror: The graph.
         chunk: Images per run of the graph, ``None`` where it takes any number.
     """
 
-    def __init__(self, model: ModelProto, images: Tensor, batch: int = 128) -> None:
+    def __init__(
+        self,
+        model: ModelProto,
+        images: Tensor,
+        batch: int = 128,
+        both_sides: Collection[str] = (),
+    ) -> None:
         self.mirror = Mirror(model)
+        self._both_sides = both_sides
         self.chunk: int | None = None
         self._batch = batch
         fixed = image_input(model).shape[0]
@@ -47,8 +57,23 @@ class Student:
 
     def bound(self, tensor: str, threshold: FloatArray) -> None:
         """Bound an activation as deployed."""
+        self.mirror.gates[tensor] = self._deployed(tensor, threshold)
+
+    def gate(self, tensor: str, gate: Gate, threshold: Tensor) -> Callable[[Tensor], Tensor]:
+        """Bound an activation by some gate, on both sides where it has two.
+
+        Args:
+            tensor: The activation.
+            gate: Bounds values that are not negative.
+            threshold: Its thresholds.
+        """
+        if tensor in self._both_sides:
+            return partial(two_sided, thresholds=threshold, gate=gate)
+        return partial(_bound, gate, threshold)
+
+    def _deployed(self, tensor: str, threshold: FloatArray) -> Callable[[Tensor], Tensor]:
         fixed = torch.from_numpy(np.array(threshold, np.float32))
-        self.mirror.gates[tensor] = partial(hard_gate, threshold=fixed)
+        return self.gate(tensor, hard_gate, fixed)
 
     def logits(self, feeds: Mapping[str, Tensor]) -> Tensor:
         """Class scores ``[N, K]``, float32, of the graph's first output.
@@ -76,12 +101,12 @@ class Student:
             layer: From `inputs_from`; the graph up to this activation is not run again.
             threshold: Of that activation.
         """
-        fixed = torch.from_numpy(np.array(threshold, np.float32))
+        gate = self._deployed(layer.tensor, threshold)
         scores = []
         with torch.no_grad():
             for part in batches(len(layer), self._batch):
                 feeds = layer.take(part)
-                feeds[layer.tensor] = hard_gate(feeds[layer.tensor], fixed)
+                feeds[layer.tensor] = gate(feeds[layer.tensor])
                 scores.append(self.logits(feeds))
         return torch.cat(scores)
 
@@ -192,3 +217,7 @@ def batches(total: int, size: int) -> Iterator[slice]:
     """Cut a range into slices of at most ``size``."""
     for start in range(0, total, size):
         yield slice(start, min(start + size, total))
+
+
+def _bound(gate: Gate, threshold: Tensor, values: Tensor) -> Tensor:
+    return gate(values, threshold)

@@ -10,12 +10,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from proact_onnx.mirror.hyrelu import smooth_gate
-from proact_onnx.mirror.student import Student, SuffixInputs, batches
+from proact_onnx.mirror.student import Gate, Student, SuffixInputs, batches
 from proact_onnx.settings import HardenSettings, ThresholdScale
 from proact_onnx.thresholds import FloatArray
 
-# How activations (``[N, ...]``) are bounded by thresholds while these are trained.
-Gate = Callable[[Tensor, Tensor], Tensor]
 # By name, everything that a training needs to go on after an epoch.
 State = Mapping[str, FloatArray]
 
@@ -122,10 +120,11 @@ def train_thresholds(
             feeds = inputs.take(chosen)
             thresholds = {name: run.parameters[name] * units[name] for name in initial}
             for name, threshold in thresholds.items():
+                bound = student.gate(name, gate, threshold)
                 if name in feeds:
-                    feeds[name] = gate(feeds[name], threshold)
+                    feeds[name] = bound(feeds[name])
                 else:
-                    student.mirror.gates[name] = partial(_bound, gate, threshold)
+                    student.mirror.gates[name] = bound
             scores = student.logits(feeds)
             if teacher is None:
                 loss = functional.cross_entropy(scores, labels[chosen])
@@ -147,10 +146,6 @@ def train_thresholds(
     return TrainedThresholds(
         {name: value.numpy().copy() for name, value in run.best.items()}, run.best_loss, run.epochs
     )
-
-
-def _bound(gate: Gate, threshold: Tensor, values: Tensor) -> Tensor:
-    return gate(values, threshold)
 
 
 class _Run:

@@ -4,6 +4,7 @@ from proact_onnx.report.comparison import read_comparison
 from proact_onnx.report.comparison_tables import method_tables
 from proact_onnx.report.distributions import distribution_figure, plot_distributions
 from proact_onnx.report.figures import check_figure, plot_accuracy, plot_atlas
+from proact_onnx.report.protection import coverage_line, unprotected_lines
 from proact_onnx.report.rendering import Table
 from proact_onnx.report.tables import (
     activation_table,
@@ -36,6 +37,7 @@ __all__ = [
     "clipping_table",
     "comparison_table",
     "cost_table",
+    "coverage_line",
     "distribution_figure",
     "distribution_table",
     "effect_table",
@@ -51,5 +53,6 @@ __all__ = [
     "site_table",
     "spell_fault",
     "threshold_table",
+    "unprotected_lines",
     "write_report",
 ]

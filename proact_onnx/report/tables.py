@@ -109,9 +109,11 @@ def threshold_table(activations: Sequence[Activation], thresholds: Thresholds) -
     """Thresholds found: one row an activation, the range of its values."""
     rows = []
     for activation in activations:
-        values = thresholds.values[activation.tensor]
-        extremes = (values.min(), np.median(values), values.max())
-        rows.append([activation.name, f"{values.size:,}", *(f"{value:.4g}" for value in extremes)])
+        for ends, suffix in ((thresholds.values, ""), (thresholds.lower, " (lower)")):
+            if activation.tensor in ends:
+                values = ends[activation.tensor]
+                extremes = [f"{f(values):.4g}" for f in (np.min, np.median, np.max)]
+                rows.append([activation.name + suffix, f"{values.size:,}", *extremes])
     columns = ["activation", "count", "lowest", "median", "highest"]
     return _table("thresholds", columns, rows, ["activation"])
 

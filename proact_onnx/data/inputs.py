@@ -1,0 +1,115 @@
+"""Data for models with several inputs: one record a sample, a field for each input by its name."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from proact_onnx.data.preprocess import Preprocessing, prepare
+from proact_onnx.errors import DataError
+from proact_onnx.model import ModelInput
+
+Array = npt.NDArray[Any]
+
+
+def bundle(arrays: Mapping[str, Array], source: str) -> Array:
+    """Put arrays side by side, so that samples can be chosen and shuffled.
+
+    Args:
+        arrays: By name of a model input, ``[N, ...]``.
+        source: Where they came from, for the message.
+
+    Returns:
+        Records ``[N]`` with a field for each input.
+
+    Raises:
+        DataError: If an array holds no numbers, or they have different lengths.
+    """
+    for name, array in arrays.items():
+        if array.dtype.kind not in "buif":
+            raise DataError(f"{name!r} in {source} is of type {array.dtype}: store numbers")
+    lengths = {name: len(array) if array.ndim else 0 for name, array in arrays.items()}
+    if len(set(lengths.values())) != 1:
+        spelled = ", ".join(f"{name} {length}" for name, length in lengths.items())
+        raise DataError(
+            f"the arrays of {source} have different numbers of samples ({spelled}): give one entry "
+            "of each for every sample"
+        )
+    fields = [(name, array.dtype, array.shape[1:]) for name, array in arrays.items()]
+    records: Array = np.empty(next(iter(lengths.values())), np.dtype(fields))
+    for name, array in arrays.items():
+        records[name] = array
+    return records
+
+
+def prepare_inputs(
+    images: Array, preprocessing: Preprocessing, inputs: Sequence[ModelInput]
+) -> Array:
+    """Bring data into the form a model takes.
+
+    Args:
+        images: ``[N, ...]`` images for a model with one input, or records from `bundle`, whose
+            fields are taken as they are where the model has several inputs.
+        preprocessing: How images become the model's input.
+        inputs: The inputs of the model.
+
+    Returns:
+        What the model takes: an array ``[N, ...]``, or records whose fields have the types of the
+        inputs, in their order. A field is a part of a batch, or where it has as many axes as the
+        input itself, all that one call is given.
+
+    Raises:
+        DataError: If the data does not fit the inputs.
+    """
+    if images.dtype.names is None:
+        if len(inputs) != 1:
+            names = ", ".join(each.name for each in inputs)
+            raise DataError(
+                f"the model has {len(inputs)} inputs ({names}): give an .npz file with an array of "
+                "samples under the name of each"
+            )
+        return prepare(images, preprocessing, inputs[0].shape, inputs[0].dtype)
+    missing = [each.name for each in inputs if each.name not in images.dtype.names]
+    if missing:
+        raise DataError(
+            f"the model's input {missing[0]!r} is not in the data, which has "
+            f"{', '.join(images.dtype.names)}: store an array of samples under its name"
+        )
+    for each in inputs:
+        _check(each, images.dtype[each.name])
+    if len(inputs) == 1 and len(images.dtype[inputs[0].name].shape) < len(inputs[0].shape):
+        [only] = inputs
+        return prepare(images[only.name], preprocessing, only.shape, only.dtype)
+    whole = {len(images.dtype[each.name].shape) == len(each.shape) for each in inputs}
+    if len(whole) > 1:
+        raise DataError(
+            "some arrays hold a sample of a batch and others all that a call is given: give all "
+            "inputs of the model with the axes they have in a call, and one in front for the calls"
+        )
+    fields = [(each.name, each.dtype, images.dtype[each.name].shape) for each in inputs]
+    prepared: Array = np.empty(len(images), np.dtype(fields))
+    for each in inputs:
+        prepared[each.name] = images[each.name]
+    return prepared
+
+
+def _check(wanted: ModelInput, field: np.dtype[Any]) -> None:
+    """Compare the shape and kind of a field with an input."""
+    rank = len(wanted.shape)
+    shape = wanted.shape if len(field.shape) == rank else wanted.shape[1:]
+    fits = len(field.shape) in (rank, rank - 1) and all(
+        extent in (None, given) for extent, given in zip(shape, field.shape, strict=True)
+    )
+    if not fits:
+        spelled = "x".join("?" if extent is None else str(extent) for extent in wanted.shape)
+        raise DataError(
+            f"the samples of {wanted.name!r} have shape {field.shape}, and the model's input is "
+            f"{spelled or 'a single number'}, its batch in front: give one entry a sample"
+        )
+    kinds = {"f": "fiub", "i": "iub", "u": "iub", "b": "b"}
+    if (field.base.kind) not in kinds.get(wanted.dtype.kind, ""):
+        raise DataError(
+            f"the samples of {wanted.name!r} have type {field.base}, and the model takes "
+            f"{wanted.dtype}: store them in that type"
+        )
