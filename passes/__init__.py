@@ -23,12 +23,16 @@ from passes.expose_tensors import ExposeTensors
 from passes.fold_batchnorm import FoldBatchnorm, Refusal
 from passes.insert_hyrelu import LOWEST_OPSET, Form, InsertHyReLU, Site
 from passes.lift_constants import LiftConstants
+from passes.monitor import MONITOR_OPSET, AddMonitor, Bound
 from passes.normalize_activations import NormalizeActivations
 from passes.rescale_weights import SCALE_SUFFIX, RescaleWeights, Sharing
 
 __all__ = [
     "LOWEST_OPSET",
+    "MONITOR_OPSET",
     "SCALE_SUFFIX",
+    "AddMonitor",
+    "Bound",
     "Cleanup",
     "CutPoint",
     "DataFlow",

@@ -10,6 +10,7 @@ import onnx_graphsurgeon as gs
 
 from passes.base import Pass, PostconditionError, PreconditionError
 from passes.edits import position, tensor_names, unique_name
+from passes.monitor import Bound
 
 # Where the smooth gate is cut: sigmoid(-16) is 1.1e-7, one unit in float32's last place.
 GATE_END = -16.0
@@ -78,6 +79,7 @@ class InsertHyReLU(Pass):
         form: Which form.
         slope: k of the smooth form.
         relative_slope: Whether k counts in units of 1/lambda.
+        bounds: The bounds that were written, in the order of the sites.
     """
 
     sites: Sequence[Site]
@@ -85,6 +87,7 @@ class InsertHyReLU(Pass):
     slope: float = 20.0
     relative_slope: bool = True
     name: str = "insert-hyrelu"
+    bounds: list[Bound] = field(default_factory=list, init=False)
     _constants: dict[str, gs.Constant] = field(default_factory=dict, init=False)
 
     def requires(self, graph: gs.Graph) -> None:
@@ -115,6 +118,7 @@ class InsertHyReLU(Pass):
     def call(self, graph: gs.Graph) -> int:
         """Bound every site."""
         self._constants.clear()
+        self.bounds.clear()
         taken = tensor_names(graph)
         taken.update(node.name for node in graph.nodes)
         producers = {tensor.name: node for node in graph.nodes for tensor in node.outputs}
@@ -155,6 +159,7 @@ class InsertHyReLU(Pass):
         write(steps, graph, rectified, threshold, bounded)
         after = position(graph, node) + 1
         graph.nodes[after:after] = steps.nodes
+        self.bounds.append(Bound(site.tensor, rectified.name, site.threshold_name))
 
     def _smooth(
         self,

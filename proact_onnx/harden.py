@@ -12,6 +12,12 @@ from typing import Any
 import numpy as np
 
 from proact_onnx.activations import Activation, find_activations
+from proact_onnx.alarm_levels import (
+    MonitorReport,
+    calibrate_monitor,
+    check_images_apart,
+    measure_false_alarms,
+)
 from proact_onnx.checkpoint import FileCheckpoint
 from proact_onnx.data import Dataset, Preprocessing, split_disjoint
 from proact_onnx.engine import (
@@ -34,8 +40,17 @@ from proact_onnx.model import (
     save_model,
     set_provenance,
 )
+from proact_onnx.monitor import MONITOR_KEY
 from proact_onnx.progress import LogReporter, Reporter
-from proact_onnx.rewrite import Form, Refusal, Rescaled, Sharing, insert, rescale
+from proact_onnx.rewrite import (
+    Form,
+    Refusal,
+    Rescaled,
+    Sharing,
+    add_monitor,
+    insert,
+    rescale,
+)
 from proact_onnx.rewrite import prepare as prepare_model
 from proact_onnx.settings import HardenSettings, RuntimeSettings, ThresholdScale
 from proact_onnx.thresholds import Granularity, Thresholds, memory_overhead
@@ -58,6 +73,7 @@ class HardenReport:
         raised_opset: The opset the file was converted to, if its own was too low for the form.
         refusals: BatchNormalization nodes that could not be folded, and layers whose weights
             could not be rescaled.
+        monitor: The monitor, and its false alarms on the test images; None without one.
         evaluations: Images classified under fault to find the thresholds.
         seconds: Wall time.
     """
@@ -72,6 +88,7 @@ class HardenReport:
     labelled: bool
     raised_opset: int | None
     refusals: tuple[Refusal, ...]
+    monitor: MonitorReport | None
     evaluations: int
     seconds: float
 
@@ -196,6 +213,7 @@ def harden(
         form,
         slope=settings.slope,
         relative_slope=settings.slope_scale is ThresholdScale.RELATIVE,
+        monitored=settings.monitor,
     )
     hardened, refusals = inserted.model, prepared.refusals
     if settings.rescale != "none":
@@ -203,7 +221,17 @@ def harden(
         hardened, refusals = rescaled.model, (*refusals, *rescaled.refusals)
         _tell_refusals(rescaled, reporter)
     set_provenance(hardened, _provenance(digests, settings, thresholds))
-    fidelity = compare(original, Session(hardened, *provider), report)
+    monitor = None
+    if settings.monitor:
+        check_images_apart(hardened, inserted.bounds, calibrate.images)
+        hardened = add_monitor(hardened, inserted.bounds)
+    bounded = Session(hardened, *provider)
+    if settings.monitor:
+        watched = [bound.tensor for bound in inserted.bounds]
+        found = calibrate_monitor(bounded, watched, [calibrate.images, accept.images])
+        set_provenance(hardened, {MONITOR_KEY: found.spell()})
+        monitor = measure_false_alarms(bounded, found, report.images)
+    fidelity = compare(original, bounded, report)
     save_model(hardened, output, inputs=(model,))
     checkpoint.remove()
     return HardenReport(
@@ -217,6 +245,7 @@ def harden(
         labelled=test_set.labels is not None,
         raised_opset=inserted.raised_opset,
         refusals=refusals,
+        monitor=monitor,
         evaluations=fitted.evaluations,
         seconds=time.monotonic() - started,
     )

@@ -34,6 +34,8 @@ THRESHOLD_SUFFIX = f"{HYRELU}threshold"
 # Stands in the name of every node and tensor that rescaling adds behind a layer.
 RESCALE = "/rescale/"
 SCALE_SUFFIX = f"{RESCALE}scale"
+# Stands in the name of every tensor that a monitor adds behind a bound.
+MONITOR = "/monitor/"
 
 
 @dataclass(frozen=True)

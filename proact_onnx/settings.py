@@ -124,6 +124,7 @@ class HardenSettings:
         rescale: What shares a power of two by which weights are stored enlarged, so that they fill
             the range of fixed-point storage: ``tensor`` or ``channel``; ``none`` stores them as
             they are.
+        monitor: Whether the file gets one more output, which counts the values out of bounds.
         slack: Factor on profiled maxima. Another runtime's rounding must not push the largest
             legitimate value over its threshold.
         calibration_images: Images to profile and train on, at most.
@@ -161,6 +162,7 @@ class HardenSettings:
     out_of_range: OutOfRange | None = None
     percentile: float | None = None
     rescale: str = "none"
+    monitor: bool = False
     slack: float = 1.01
     calibration_images: int = 2000
     accept_images: int = 1000

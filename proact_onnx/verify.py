@@ -14,6 +14,7 @@ from proact_onnx.data import Dataset, Preprocessing, check_labels, prepare
 from proact_onnx.engine import Predictions, Provider, Session, top1
 from proact_onnx.errors import ModelError
 from proact_onnx.model import (
+    MONITOR,
     THRESHOLD_SUFFIX,
     computes_in_float16,
     is_threshold,
@@ -184,6 +185,9 @@ def _bounds(model: onnx.ModelProto, path: Path) -> Sequence[_Bound]:
     }
     bounds = []
     for node in model.graph.node:
+        # A monitor looks at what a bound is compared with once more.
+        if MONITOR in node.output[0]:
+            continue
         reads = [doubled.get(name, name) for name in node.input]
         beside = [name for name in reads if name in written]
         for name in filter(is_threshold, reads):

@@ -86,6 +86,15 @@ def harden(
             "none|tensor|channel",
         ),
     ] = None,
+    monitor: Annotated[
+        bool | None,
+        setting(
+            "harden.monitor",
+            "Append an output that counts, for each image and layer, the values out of bounds, "
+            "and find the counts above which it should raise an alarm.",
+            _BOUNDS,
+        ),
+    ] = None,
     slack: Annotated[
         float | None, setting("harden.slack", "Factor on profiled maxima, at least 1.", _BOUNDS)
     ] = None,
@@ -234,7 +243,7 @@ def harden(
     """Write a hardened copy of a model, and compare clean accuracy before and after."""
     from proact_onnx.harden import checkpoint_path, hardened_path
     from proact_onnx.harden import harden as run
-    from proact_onnx.report import threshold_table
+    from proact_onnx.report import monitor_table, spell_monitor, threshold_table
 
     settings = gather(locals(), "harden", "preprocessing", "runtime")
     settings = with_source(settings, "calibration", data, labels, part)
@@ -261,6 +270,8 @@ def harden(
             interrupted("finished layers are kept; run the same command with --resume to go on")
         interrupted("no layer was finished yet, so nothing is kept; run the same command again")
     show(threshold_table(report.activations, report.thresholds))
+    if report.monitor is not None:
+        show(monitor_table(report.monitor))
     if report.raised_opset is not None:
         say(f"opset raised to {report.raised_opset}, which the bounds need")
     fidelity = report.fidelity
@@ -280,4 +291,7 @@ def harden(
         f"({report.thresholds.count:,} thresholds"
         + (f" and {report.scales:,} scales)" if report.scales else ")")
     )
+    if report.monitor is not None:
+        for line in spell_monitor(report.monitor):
+            say(line)
     say(f"hardened in {report.seconds:.1f} s: {spell(report.output)}")
