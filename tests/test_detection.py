@@ -169,8 +169,8 @@ def test_the_table_of_what_is_noticed() -> None:
     text = shown(table)
     low, high = clopper_pearson(7, 1000)
     assert f"without faults 0.70 [{100 * low:.2f}, {100 * high:.2f}] of the images" in text
-    assert "faults images SDC images unharmed trials SDC trials below 50" in text
-    assert "40.00 66.67 30.43 66.67 50.00 100.00" in text
+    assert "faults SDC images unharmed trials SDC trials below 50" in text
+    assert "BER 1e-6 66.67 30.43 66.67 50.00 100.00" in text
     for drawn in (to_html(table), to_markdown(table)):
         assert "66.67" in drawn
     assert detection_table(campaign(None), None, 0.95) is None
@@ -219,3 +219,5 @@ def test_from_harden_to_report_on_the_command_line(command: Command, project: Pa
     assert "share that raises the alarm" in (project / "report.html").read_text("utf-8")
     assert command("verify", "digits.onnx", "digits.hardened.onnx").code == 0
     assert command("inspect", "digits.hardened.onnx").code == 0
+    profile = ("profile", "digits.hardened.onnx", "--trials", 2, "--images", 16)
+    assert command(*profile).code == 0

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from onnx import numpy_helper
 
@@ -21,6 +22,7 @@ from proact_onnx.campaign import (
 )
 from proact_onnx.data import Dataset, load_dataset
 from proact_onnx.engine import Session
+from proact_onnx.engine.layout import LayoutError
 from proact_onnx.errors import CampaignError, ModelError
 from proact_onnx.harden import harden
 from proact_onnx.model import load_model, provenance, save_model, set_provenance
@@ -186,11 +188,30 @@ def test_the_monitor_changes_nothing_else_a_trial_measures(form: Form, tmp_path:
     assert b'"monitor"' not in (tmp_path / "without.jsonl").read_bytes()
 
 
-@pytest.mark.parametrize("number_of_images", [0, 20])
+def refuse(*_: object) -> None:
+    raise LayoutError("not wanted here")
+
+
+@pytest.mark.parametrize(
+    ("number_of_images", "engine", "refused"),
+    [
+        (0, "in place", []),
+        (20, "in place", []),
+        (20, "weights as inputs", ["InPlaceEngine"]),
+        (20, "a session per trial", ["InPlaceEngine", "DeviceEngine"]),
+    ],
+)
 def test_prefix_reuse_changes_no_count(
-    model: Path, tmp_path: Path, number_of_images: int, monkeypatch: pytest.MonkeyPatch
+    model: Path,
+    tmp_path: Path,
+    number_of_images: int,
+    engine: str,
+    refused: list[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Counts of layers before a trial's first fault are those of the golden run."""
+    for kind in refused:
+        monkeypatch.setattr(f"proact_onnx.engine.select.{kind}", refuse)
     # Opening a session for a part never pays in so small a network.
     monkeypatch.setattr("proact_onnx.engine.cuts._OPENING", 0.0)
     monkeypatch.setattr("proact_onnx.engine.cuts._OPENING_BYTE", 0.0)
@@ -199,6 +220,7 @@ def test_prefix_reuse_changes_no_count(
     told = "proact_onnx.progress.LogReporter.notice"
     monkeypatch.setattr(told, lambda _, text: notices.append(text))
     reused = carry_out(model, tmp_path / "reused.jsonl", **settings)
+    assert f"engine: {engine} on" in notices[0]
     [started] = [text for text in notices if "prefix reuse" in text]
     assert "started from 0 " not in started
     assert "did not prove" not in started
@@ -421,6 +443,14 @@ def test_harden_writes_a_monitor_and_measures_it(digits_dir: Path, tmp_path: Pat
     counts = run(model, {info.name: x})[1]
     above = (counts > np.array(report.monitor.monitor.alarm_levels)).any(axis=1)
     assert report.monitor.alarms == above.sum()
+    # As docs/monitor.md has it for devices, where there is no more than the file.
+    session = onnxruntime.InferenceSession(
+        tmp_path / "out.onnx", providers=["CPUExecutionProvider"]
+    )
+    facts = json.loads(session.get_modelmeta().custom_metadata_map["proact_onnx.monitor"])
+    [found] = session.run([facts["output"]], {info.name: x})
+    alarm = (found > np.array(facts["alarm_levels"])).any(axis=1)
+    np.testing.assert_array_equal(alarm, above)
     plain = harden(
         digits_dir / "digits.onnx",
         calibration,

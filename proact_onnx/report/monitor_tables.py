@@ -42,12 +42,12 @@ def detection_table(
     found = [(s.fault, s.detection) for s in result.summaries if s.detection is not None]
     if result.alarms is None or not found:
         return None
-    columns = ["faults", "images", "SDC images", "unharmed", "trials", "SDC trials"]
+    columns = ["faults", "SDC images", "unharmed", "trials", "SDC trials"]
     if requirement is not None:
         columns.append(f"below {requirement:g}")
     rows = []
     for fault, noticed in found:
-        cells = [noticed.images, noticed.sdc, noticed.unharmed, noticed.trials, noticed.harmful]
+        cells = [noticed.sdc, noticed.unharmed, noticed.trials, noticed.harmful]
         cells += [noticed.failing] if requirement is not None else []
         rows.append((spell_fault(fault), *(_cell(cell) for cell in cells)))
     clean = proportion_interval(result.alarms, result.images, confidence)
