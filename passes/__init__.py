@@ -24,6 +24,7 @@ from passes.fold_batchnorm import FoldBatchnorm, Refusal
 from passes.insert_bounds import BoundedSite, InsertBounds
 from passes.insert_hyrelu import LOWEST_OPSET, Form, InsertHyReLU, Site
 from passes.lift_constants import LiftConstants
+from passes.monitor import MONITOR_OPSET, AddMonitor, Bound
 from passes.normalize_activations import NormalizeActivations
 from passes.rescale_weights import (
     RESCALE_OPSET,
@@ -37,8 +38,11 @@ from passes.rescale_weights import (
 
 __all__ = [
     "LOWEST_OPSET",
+    "MONITOR_OPSET",
     "RESCALE_OPSET",
     "SCALE_SUFFIX",
+    "AddMonitor",
+    "Bound",
     "BoundedSite",
     "Cleanup",
     "CutPoint",

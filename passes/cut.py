@@ -6,7 +6,7 @@ has no cut inside, because its skip connection is alive beside every tensor of t
 compute with initializers alone belong to no side; each part takes along those it needs.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,7 +46,7 @@ class DataFlow:
     cut_points: tuple[CutPoint, ...]
 
 
-def data_flow(model: onnx.ModelProto) -> DataFlow:
+def data_flow(model: onnx.ModelProto, ignored: Collection[str] = ()) -> DataFlow:
     """Follow the data from the inputs to the outputs.
 
     A tensor is no cut point if it is an output itself, or if an output is written before it.
@@ -54,10 +54,11 @@ def data_flow(model: onnx.ModelProto) -> DataFlow:
 
     Args:
         model: The model; nodes in topological order.
+        ignored: Outputs of the graph that are not wanted.
     """
     graph = model.graph
     reads = [_reads(node) for node in graph.node]
-    outputs = {info.name for info in graph.output}
+    outputs = {info.name for info in graph.output}.difference(ignored)
     stored = _stored(graph)
     carrying = {info.name for info in graph.input} - stored
     needed = _needed(graph, reads, outputs)
@@ -83,7 +84,7 @@ def data_flow(model: onnx.ModelProto) -> DataFlow:
 def part_between(
     model: onnx.ModelProto,
     start: onnx.ValueInfoProto | None = None,
-    end: onnx.ValueInfoProto | None = None,
+    end: onnx.ValueInfoProto | Sequence[onnx.ValueInfoProto] | None = None,
 ) -> onnx.ModelProto:
     """Take the part of a graph between two tensors.
 
@@ -94,15 +95,17 @@ def part_between(
         model: Model with its external data loaded; it is not changed.
         start: Name, type and shape of the tensor that becomes the only input besides stored
             parameters; without it the graph's own inputs stay.
-        end: Name, type and shape of the tensor that becomes the only output; without it the
-            graph's own outputs stay.
+        end: Name, type and shape of the tensor that becomes the only output, or of several;
+            without it the graph's own outputs stay.
 
     Raises:
         PreconditionError: If an end does not exist, or is not to be computed from ``start`` alone.
     """
     graph = model.graph
     inputs = [] if start is None else [start]
-    outputs = list(graph.output) if end is None else [end]
+    if end is None:
+        end = list(graph.output)
+    outputs = [end] if isinstance(end, onnx.ValueInfoProto) else list(end)
     border = {info.name for info in inputs}
     wanted = {info.name for info in outputs}
     if wanted & border:

@@ -10,6 +10,7 @@ import onnx_graphsurgeon as gs
 from passes.base import Pass, PostconditionError, PreconditionError
 from passes.edits import input_at, position, tensor_names, unique_name
 from passes.insert_hyrelu import GATE_END, LOWEST_OPSET, Form
+from passes.monitor import Bound
 from passes.steps import Steps
 
 # The first opset whose Clip takes its limits as inputs.
@@ -67,6 +68,7 @@ class InsertBounds(Pass):
         form: Which form.
         slope: k of the smooth form.
         relative_slope: Whether k counts in units of 1 / limit.
+        bounds: The bounds that were written, in the order of the sites.
     """
 
     sites: Sequence[BoundedSite]
@@ -74,6 +76,7 @@ class InsertBounds(Pass):
     slope: float = 20.0
     relative_slope: bool = True
     name: str = "insert-bounds"
+    bounds: list[Bound] = field(default_factory=list, init=False)
     _constants: dict[str, gs.Constant] = field(default_factory=dict, init=False)
 
     def requires(self, graph: gs.Graph) -> None:
@@ -118,6 +121,7 @@ class InsertBounds(Pass):
     def call(self, graph: gs.Graph) -> int:
         """Bound every site."""
         self._constants.clear()
+        self.bounds.clear()
         taken = tensor_names(graph)
         taken.update(node.name for node in graph.nodes)
         producers = {tensor.name: node for node in graph.nodes for tensor in node.outputs}
@@ -125,8 +129,11 @@ class InsertBounds(Pass):
             node = producers[site.tensor]
             if self.form is Form.SATURATE and _limits_are_single(node, site, graph.opset):
                 _tighten(node, site)
+                compared = node.inputs[0].name
             else:
-                self._insert(graph, node, site, taken)
+                compared = self._insert(graph, node, site, taken)
+            lower = None if site.lower is None else site.lower_name
+            self.bounds.append(Bound(site.tensor, compared, site.upper_name, lower))
         return len(self.sites)
 
     def ensures(self, graph: gs.Graph) -> None:
@@ -142,7 +149,7 @@ class InsertBounds(Pass):
                 if not isinstance(tensors.get(name), gs.Constant):
                     raise PostconditionError(f"a threshold of {site.tensor!r} was not inserted")
 
-    def _insert(self, graph: gs.Graph, node: gs.Node, site: BoundedSite, taken: set[str]) -> None:
+    def _insert(self, graph: gs.Graph, node: gs.Node, site: BoundedSite, taken: set[str]) -> str:
         bounded = next(tensor for tensor in node.outputs if tensor.name == site.tensor)
         prefix = f"{site.tensor}/hyrelu/"
         value = gs.Variable(
@@ -168,6 +175,7 @@ class InsertBounds(Pass):
         _FORMS[self.form](bound)
         after = position(graph, node) + 1
         graph.nodes[after:after] = steps.nodes
+        return str(value.name)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import onnx_graphsurgeon as gs
 
 from passes.base import Pass, PostconditionError, PreconditionError
 from passes.edits import position, tensor_names
+from passes.monitor import Bound
 from passes.steps import Steps
 from passes.tent import fits_tent, write_tent
 
@@ -89,6 +90,7 @@ class InsertHyReLU(Pass):
         form: Which form.
         slope: k of the smooth form.
         relative_slope: Whether k counts in units of 1/lambda.
+        bounds: The bounds that were written, in the order of the sites.
     """
 
     sites: Sequence[Site]
@@ -96,6 +98,7 @@ class InsertHyReLU(Pass):
     slope: float = 20.0
     relative_slope: bool = True
     name: str = "insert-hyrelu"
+    bounds: list[Bound] = field(default_factory=list, init=False)
     _constants: dict[str, gs.Constant] = field(default_factory=dict, init=False)
 
     def requires(self, graph: gs.Graph) -> None:
@@ -126,6 +129,7 @@ class InsertHyReLU(Pass):
     def call(self, graph: gs.Graph) -> int:
         """Bound every site."""
         self._constants.clear()
+        self.bounds.clear()
         taken = tensor_names(graph)
         taken.update(node.name for node in graph.nodes)
         producers = {tensor.name: node for node in graph.nodes for tensor in node.outputs}
@@ -152,7 +156,8 @@ class InsertHyReLU(Pass):
             stored = np.nextafter(stored, np.asarray(np.inf, stored.dtype))
         threshold = gs.Constant(site.threshold_name, np.asarray(stored))
         if self.form is Form.TENT and fits_tent(threshold, site.extents):
-            self._write_tent(graph, node, bounded, threshold, site.extents, steps)
+            shifted = self._write_tent(graph, node, bounded, threshold, site.extents, steps)
+            self.bounds.append(Bound(site.tensor, shifted.name, site.threshold_name, shifted=True))
             return
         rectified = _take_over(node, bounded, steps)
         write: Callable[[Steps, gs.Graph, gs.Tensor, gs.Tensor, gs.Tensor], None] = {
@@ -165,6 +170,7 @@ class InsertHyReLU(Pass):
         write(steps, graph, rectified, threshold, bounded)
         after = position(graph, node) + 1
         graph.nodes[after:after] = steps.nodes
+        self.bounds.append(Bound(site.tensor, rectified.name, site.threshold_name))
 
     def _write_tent(
         self,
@@ -174,12 +180,12 @@ class InsertHyReLU(Pass):
         threshold: gs.Constant,
         extents: tuple[int | None, ...],
         steps: Steps,
-    ) -> None:
+    ) -> gs.Tensor:
         known = tuple(extent or 0 for extent in extents)
         # The tent rectifies by itself.
         replaced = node.op == "Relu"
         value = node.inputs[0] if replaced else _take_over(node, bounded, steps)
-        convolution = write_tent(steps, graph, value, threshold, known, bounded)
+        shifted, convolution = write_tent(steps, graph, value, threshold, known, bounded)
         after = position(graph, node) + 1
         graph.nodes[after:after] = steps.nodes
         before = position(graph, convolution or node)
@@ -187,6 +193,7 @@ class InsertHyReLU(Pass):
         if replaced:
             node.inputs, node.outputs = [], []
             del graph.nodes[position(graph, node)]
+        return shifted
 
     def _smooth(
         self,

@@ -49,7 +49,7 @@ def write_tent(
     threshold: gs.Constant,
     extents: tuple[int, ...],
     bounded: gs.Tensor,
-) -> gs.Node | None:
+) -> tuple[gs.Tensor, gs.Node | None]:
     """Write ``max(0, lambda - |x - lambda|)``: x from 0 to lambda, falling to 0 at 2 lambda.
 
     ``|x - lambda|`` is LeakyRelu with slope -1. The subtraction goes into the bias of the
@@ -66,8 +66,8 @@ def write_tent(
         bounded: What to write.
 
     Returns:
-        The convolution that ``steps.folded`` must stand before; None if it may stand anywhere
-        before ``steps.nodes``.
+        ``x - lambda``, and the convolution that ``steps.folded`` must stand before; None if it may
+        stand anywhere before ``steps.nodes``.
     """
     channels, axes = extents[0], len(extents) - 1
     flatten = "Reshape" if threshold.shape else "Expand"
@@ -85,7 +85,7 @@ def write_tent(
     steps.finish("LeakyRelu", [shifted], distance, alpha=-1.0)
     _depthwise(steps, distance, -1.0, limits, below, extents)
     steps.finish("Relu", [below], bounded)
-    return None if source is None else source.convolution
+    return shifted, None if source is None else source.convolution
 
 
 def _source(graph: gs.Graph, value: gs.Tensor, channels: int, axes: int) -> _Source | None:

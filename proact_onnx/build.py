@@ -12,7 +12,7 @@ from proact_onnx.engine import ActivationProfile
 from proact_onnx.faults import FixedPoint, added_count, parse_format
 from proact_onnx.methods import METHODS, Checkpoint, FitContext, LabelledBatch
 from proact_onnx.progress import Reporter
-from proact_onnx.rewrite import Form, Range, Refusal, Rescaled, Sharing, insert, rescale
+from proact_onnx.rewrite import Bound, Form, Range, Refusal, Rescaled, Sharing, insert, rescale
 from proact_onnx.settings import HardenSettings, RuntimeSettings, ThresholdScale
 from proact_onnx.thresholds import (
     FloatArray,
@@ -55,6 +55,7 @@ class Built:
         thresholds: What its activations are bounded by.
         numbers: How many thresholds, scales and copies it stores.
         overhead: These in per cent of the parameters (Eq. 6).
+        bounds: The bounds that stand in it, in topological order.
         rescaled: Which layers were rescaled; None if that was not wanted.
         evaluations: Images classified under fault to find the thresholds.
     """
@@ -63,6 +64,7 @@ class Built:
     thresholds: Thresholds
     numbers: int
     overhead: float
+    bounds: tuple[Bound, ...]
     rescaled: Rescaled | None
     evaluations: int
 
@@ -120,19 +122,21 @@ def build(
         sharing = Sharing.TENSOR if settings.rescale == "tensor" else Sharing.CHANNEL
         rescaled = rescale(model, sharing, by_tensor, storage_range(settings.format))
         model = rescaled.model
-    model = insert(
+    inserted = insert(
         model,
         fitted.thresholds,
         Form(str(settings.form)),
         slope=settings.slope,
         relative_slope=settings.slope_scale is ThresholdScale.RELATIVE,
-    ).model
-    numbers = added_count(model)
+        monitored=settings.monitor,
+    )
+    numbers = added_count(inserted.model)
     return Built(
-        model=model,
+        model=inserted.model,
         thresholds=fitted.thresholds,
         numbers=numbers,
         overhead=memory_overhead(numbers, workpiece.parameters),
+        bounds=inserted.bounds,
         rescaled=rescaled,
         evaluations=fitted.evaluations,
     )

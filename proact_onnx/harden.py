@@ -12,6 +12,12 @@ from typing import Any
 import numpy as np
 
 from proact_onnx.activations import Activation, find_activations
+from proact_onnx.alarm_levels import (
+    MonitorReport,
+    calibrate_monitor,
+    check_images_apart,
+    measure_false_alarms,
+)
 from proact_onnx.build import Workpiece, build
 from proact_onnx.checkpoint import FileCheckpoint
 from proact_onnx.choose import AUTOMATIC, Choice, check_automatic, choose
@@ -38,8 +44,9 @@ from proact_onnx.model import (
     save_model,
     set_provenance,
 )
+from proact_onnx.monitor import MONITOR_KEY
 from proact_onnx.progress import LogReporter, Reporter
-from proact_onnx.rewrite import Form, Refusal, Rescaled
+from proact_onnx.rewrite import Form, Refusal, Rescaled, add_monitor
 from proact_onnx.rewrite import prepare as prepare_model
 from proact_onnx.settings import HardenSettings, RuntimeSettings
 from proact_onnx.thresholds import Granularity, Thresholds
@@ -64,6 +71,7 @@ class HardenReport:
         coverage: Where values are bounded.
         refusals: BatchNormalization nodes that could not be folded, and layers whose weights
             could not be rescaled.
+        monitor: The monitor, and its false alarms on the test images; None without one.
         evaluations: Images classified under fault to find the thresholds.
         seconds: Wall time.
         choice: What method ``auto`` tried, and why it chose what it did.
@@ -81,6 +89,7 @@ class HardenReport:
     unprotected: tuple[Unprotected, ...]
     coverage: Coverage
     refusals: tuple[Refusal, ...]
+    monitor: MonitorReport | None
     evaluations: int
     seconds: float
     choice: Choice | None = None
@@ -210,7 +219,17 @@ def harden(
     if choice is not None:
         record |= {"chosen_by": AUTOMATIC, "choice": choice.to_json()}
     set_provenance(hardened, record)
-    fidelity = compare(original, Session(hardened, *provider), report)
+    monitor = None
+    if settings.monitor:
+        check_images_apart(hardened, built.bounds, calibrate.images)
+        hardened = add_monitor(hardened, built.bounds)
+    bounded = Session(hardened, *provider)
+    if settings.monitor:
+        watched = [bound.tensor for bound in built.bounds]
+        found = calibrate_monitor(bounded, watched, [calibrate.images, accept.images])
+        set_provenance(hardened, {MONITOR_KEY: found.spell()})
+        monitor = measure_false_alarms(bounded, found, report.images)
+    fidelity = compare(original, bounded, report)
     save_model(hardened, output, inputs=(model,))
     checkpoint.remove()
     return HardenReport(
@@ -226,6 +245,7 @@ def harden(
         unprotected=tuple(unprotected(prepared.model)),
         coverage=coverage(prepared.model, activations),
         refusals=(*prepared.refusals, *built.refusals),
+        monitor=monitor,
         evaluations=built.evaluations,
         choice=choice,
         seconds=time.monotonic() - started,

@@ -39,6 +39,8 @@ LOWER_SUFFIX = f"{HYRELU}lower_threshold"
 RESCALE = "/rescale/"
 SCALE_SUFFIX = f"{RESCALE}scale"
 COPY_SUFFIX = f"{RESCALE}copy"
+# Stands in the name of every tensor that a monitor adds behind a bound.
+MONITOR = "/monitor/"
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Which rewrites a model goes through, and in which order: the only user of the passes."""
 
+import itertools
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -9,7 +10,7 @@ import onnx.inliner
 import onnx.version_converter
 
 import passes
-from passes import DataFlow, Form, Range, Refusal, Sharing, StoredLayer, data_flow
+from passes import Bound, DataFlow, Form, Range, Refusal, Sharing, StoredLayer, data_flow
 from proact_onnx.activations import find_activations, tensor_types
 from proact_onnx.errors import ModelError
 from proact_onnx.functions import Sides
@@ -17,6 +18,7 @@ from proact_onnx.model import FLOAT_TYPES, LOWER_SUFFIX, THRESHOLD_SUFFIX, check
 from proact_onnx.thresholds import Thresholds
 
 __all__ = [
+    "Bound",
     "DataFlow",
     "Form",
     "Inserted",
@@ -26,6 +28,7 @@ __all__ = [
     "Rescaled",
     "Sharing",
     "StoredLayer",
+    "add_monitor",
     "data_flow",
     "expose",
     "insert",
@@ -40,6 +43,8 @@ __all__ = [
 
 
 _Q15_16 = Range(bits=15, digits=31)
+# What a monitor's output is called.
+_COUNTS = "out_of_bounds"
 
 
 @dataclass(frozen=True)
@@ -64,11 +69,13 @@ class Inserted:
     Attributes:
         model: The model with a bound behind every activation that has a threshold.
         raised_opset: The opset the model was converted to because its own lacks the operators of
-            the form; ``None`` if it kept its own.
+            the form, or of a monitor; ``None`` if it kept its own.
+        bounds: The bounds, in the order of the graph.
     """
 
     model: onnx.ModelProto
     raised_opset: int | None
+    bounds: tuple[Bound, ...]
 
 
 @dataclass(frozen=True)
@@ -127,6 +134,7 @@ def insert(
     *,
     slope: float = 20.0,
     relative_slope: bool = True,
+    monitored: bool = False,
 ) -> Inserted:
     """Put a bound behind every activation that has a threshold.
 
@@ -140,6 +148,7 @@ def insert(
         form: How the bound is written, see `passes.InsertHyReLU` and `passes.InsertBounds`.
         slope: k of the smooth form.
         relative_slope: Whether k counts in units of 1 / threshold.
+        monitored: Whether `add_monitor` is to follow, which may need a newer opset.
 
     Raises:
         ModelError: If a tensor is not an activation of the model, a threshold is not finite or
@@ -147,7 +156,7 @@ def insert(
             not float16, float32 or float64, or the opset is too low for the form and cannot be
             raised.
     """
-    lowest = passes.LOWEST_OPSET[form]
+    lowest = max(passes.LOWEST_OPSET[form], passes.MONITOR_OPSET if monitored else 0)
     raised = lowest if opset(model) < lowest else None
     if raised is not None:
         model = raise_opset(model, raised)
@@ -182,14 +191,40 @@ def insert(
             lower = _stored(below, dtype)
             signed.append(passes.BoundedSite(tensor, upper, name, lower, lower_name(tensor)))
     slopes = (slope, relative_slope)
-    steps: list[passes.Pass] = [
-        # First, because a tent moves its threshold into a convolution that nothing bounds yet.
+    # A tent moves its threshold into a convolution, so those that are bounded must be so before.
+    steps = (
         passes.InsertBounds(signed, form, *slopes),
         passes.InsertHyReLU(rectified, form, *slopes),
-    ]
-    hardened, _ = _run(model, steps)
+    )
+    hardened, _ = _run(model, list(steps))
     check_model(hardened, "the hardened model")
-    return Inserted(hardened, raised)
+    order = list(activations)
+    bounds = [bound for step in steps for bound in step.bounds]
+    bounds.sort(key=lambda bound: order.index(bound.tensor))
+    return Inserted(hardened, raised, tuple(bounds))
+
+
+def add_monitor(model: onnx.ModelProto, bounds: Sequence[Bound]) -> onnx.ModelProto:
+    """Append an output that counts what is out of bounds, see `passes.AddMonitor`.
+
+    Args:
+        model: A hardened model; it is not changed.
+        bounds: What to watch, from `insert`: the columns of the output.
+
+    Returns:
+        The model; its last output, ``[N, bounds]``, is ``out_of_bounds``, with a number behind it
+        where the model has a tensor of that name.
+
+    Raises:
+        ModelError: If there is no bound, or the opset is too low.
+    """
+    taken = {name for node in model.graph.node for name in (*node.input, *node.output)}
+    taken.update(info.name for info in (*model.graph.input, *model.graph.output))
+    names = itertools.chain([_COUNTS], (f"{_COUNTS}_{number}" for number in itertools.count(2)))
+    output = next(name for name in names if name not in taken)
+    monitored, _ = _run(model, [passes.AddMonitor(bounds, output)])
+    check_model(monitored, "the monitored model")
+    return monitored
 
 
 def stored_layers(model: onnx.ModelProto) -> list[StoredLayer]:
@@ -249,7 +284,7 @@ def expose(model: onnx.ModelProto, tensors: Iterable[str]) -> onnx.ModelProto:
 def part_between(
     model: onnx.ModelProto,
     start: onnx.ValueInfoProto | None = None,
-    end: onnx.ValueInfoProto | None = None,
+    end: onnx.ValueInfoProto | Sequence[onnx.ValueInfoProto] | None = None,
 ) -> onnx.ModelProto:
     """Take the part of a model between two tensors, see `passes.part_between`.
 
@@ -272,7 +307,7 @@ def raise_opset(model: onnx.ModelProto, version: int) -> onnx.ModelProto:
         converted = onnx.version_converter.convert_version(model, version)
     except (RuntimeError, onnx.version_converter.ConvertError) as error:
         raise ModelError(
-            f"the model has opset {opset(model)}, the form needs {version}, and onnx cannot "
+            f"the model has opset {opset(model)}, its bounds need {version}, and onnx cannot "
             f"convert it ({error}): export it again at opset {version} or newer"
         ) from error
     # The converter keeps the graph and drops what stands around it.

@@ -128,6 +128,7 @@ class HardenSettings:
         rescale: What shares a power of two by which weights are stored enlarged, so that they fill
             the range of fixed-point storage: ``tensor``, ``channel``, or ``auto``: channel where it
             helps most within ``max_memory_overhead``; ``none`` stores them as they are.
+        monitor: Whether the file gets one more output, which counts the values out of bounds.
         max_memory_overhead: Thresholds, scales and copies that ``auto`` may store, in per cent of
             the parameters.
         slack: Factor on profiled maxima. Another runtime's rounding must not push the largest
@@ -170,6 +171,7 @@ class HardenSettings:
     out_of_range: OutOfRange | None = None
     percentile: float | None = None
     rescale: str = "none"
+    monitor: bool = False
     max_memory_overhead: float = 0.5
     max_latency: float | None = None
     slack: float = 1.01

@@ -111,7 +111,7 @@ def test_an_opset_that_cannot_be_raised() -> None:
     net (float[1, 1, 2, 2] x) => (float[1, 1, A, B] y)
     { u = Upsample<mode = "nearest">(x)  y = Relu(u) }
     """)
-    with pytest.raises(ModelError, match="has opset 8, the form needs 9, and onnx cannot convert"):
+    with pytest.raises(ModelError, match="has opset 8, its bounds need 9, and onnx cannot convert"):
         insert(model, thresholds(y=1.0))
 
 

@@ -1,5 +1,6 @@
 """Fault-injection campaigns: what to do, doing it, keeping the records, and what they say."""
 
+from proact_onnx.campaign.detection import Detection
 from proact_onnx.campaign.distance import LayerEffect
 from proact_onnx.campaign.distributions import (
     Distributions,
@@ -8,7 +9,7 @@ from proact_onnx.campaign.distributions import (
 )
 from proact_onnx.campaign.estimates import Estimate, Spread, mean_interval
 from proact_onnx.campaign.histogram import Histogram
-from proact_onnx.campaign.judge import Verdict
+from proact_onnx.campaign.judge import Alarms, Verdict
 from proact_onnx.campaign.reading import AtlasRecord, CampaignRecord, read_record
 from proact_onnx.campaign.replay import FaultSite, Replay, ReplayedTrial, write_sites
 from proact_onnx.campaign.run import Campaign, fault_models
@@ -23,6 +24,7 @@ from proact_onnx.campaign.summary import (
 )
 
 __all__ = [
+    "Alarms",
     "Atlas",
     "AtlasRecord",
     "Campaign",
@@ -30,6 +32,7 @@ __all__ = [
     "CampaignRecord",
     "CampaignResult",
     "CellSummary",
+    "Detection",
     "DistributionStudy",
     "Distributions",
     "Estimate",

@@ -15,6 +15,23 @@ PerClass = tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True)
+class Alarms:
+    """How many images of a trial raise the monitor's alarm.
+
+    Attributes:
+        raised: All that do.
+        new: Those that do not without faults.
+        sdc: Those with silent data corruption.
+        nonfinite: Those with a non-finite output.
+    """
+
+    raised: int
+    new: int
+    sdc: int
+    nonfinite: int
+
+
+@dataclass(frozen=True)
 class Verdict:
     """What a trial's outputs are worth.
 
@@ -34,6 +51,7 @@ class Verdict:
             None for class scores.
         classes: By class, how many images are labelled so and how many of these are classified
             so; None unless asked for.
+        alarms: Images that raise the monitor's alarm; None without a monitor.
     """
 
     images: int
@@ -45,13 +63,27 @@ class Verdict:
     relative_l2: float | None = None
     deviating: float | None = None
     classes: PerClass | None = None
+    alarms: Alarms | None = None
 
 
 class Judge(Protocol):
-    """Compares outputs with those of the golden run."""
+    """Compares outputs with those of the golden run.
 
-    def compare(self, outputs: Array, chosen: Indices) -> Verdict:
-        """Judge the outputs for the chosen images, ``[len(chosen), ...]``."""
+    Attributes:
+        alarms: Which images raise the monitor's alarm without faults, ``[N]``; None without a
+            monitor.
+    """
+
+    alarms: Flags | None
+
+    def compare(self, outputs: Array, chosen: Indices, raised: Flags | None = None) -> Verdict:
+        """Judge the outputs for the chosen images.
+
+        Args:
+            outputs: ``[len(chosen), ...]``.
+            chosen: Indices of the images.
+            raised: Which of them raise the monitor's alarm; None without a monitor.
+        """
 
     def unchanged(self, chosen: Indices) -> Verdict:
         """Judge the golden run's own outputs."""
@@ -66,37 +98,40 @@ class ClassJudge:
         labels: int64 ``[N]``.
         classes: Number of classes.
         per_class: Whether to count by class.
+        alarms: Which images raise the monitor's alarm without faults, ``[N]``.
     """
 
     golden: Predictions
     labels: npt.NDArray[np.int64]
     classes: int
     per_class: bool = False
+    alarms: Flags | None = None
 
     @property
     def accuracy(self) -> float:
         """Accuracy of the golden run on all images, from 0 to 1."""
         return float(self.golden.correct(self.labels).mean())
 
-    def compare(self, outputs: Array, chosen: Indices) -> Verdict:
+    def compare(self, outputs: Array, chosen: Indices, raised: Flags | None = None) -> Verdict:
         """Judge class scores for the chosen images."""
-        return self._judge(top1(outputs), chosen)
+        return self._judge(top1(outputs), chosen, raised)
 
     def unchanged(self, chosen: Indices) -> Verdict:
         """Judge the golden run's own classes."""
-        return self._judge(self.golden.take(chosen), chosen)
+        return self._judge(self.golden.take(chosen), chosen, _of(self.alarms, chosen))
 
-    def _judge(self, faulty: Predictions, chosen: Indices) -> Verdict:
+    def _judge(self, faulty: Predictions, chosen: Indices, raised: Flags | None) -> Verdict:
         golden, labels = self.golden.take(chosen), self.labels[chosen]
-        right = faulty.correct(labels)
+        right, sdc = faulty.correct(labels), faulty.corrupted(golden)
         return Verdict(
             images=len(chosen),
             correct=int(right.sum()),
             golden_correct=int(golden.correct(labels).sum()),
-            sdc=int(faulty.corrupted(golden).sum()),
+            sdc=int(sdc.sum()),
             nonfinite=int((~faulty.finite).sum()),
             sdc5=int(faulty.corrupted_beyond_5(golden).sum()),
             classes=self._by_class(labels, right) if self.per_class else None,
+            alarms=_count(raised, _of(self.alarms, chosen), sdc, ~faulty.finite),
         )
 
     def _by_class(self, labels: npt.NDArray[np.int64], right: Flags) -> PerClass:
@@ -113,21 +148,23 @@ class ElementJudge:
         golden: The golden run's outputs for all images, ``[N, ...]``.
         tolerance: How far an element may be off, relative to the largest magnitude in the golden
             output of its image.
+        alarms: Which images raise the monitor's alarm without faults, ``[N]``.
     """
 
     golden: Array
     tolerance: float
+    alarms: Flags | None = None
 
     @property
     def accuracy(self) -> float:
         """Share of images the golden run has a finite output for, from 0 to 1."""
         return float(np.isfinite(self._flat(self.golden)).all(axis=1).mean())
 
-    def compare(self, outputs: Array, chosen: Indices) -> Verdict:
+    def compare(self, outputs: Array, chosen: Indices, raised: Flags | None = None) -> Verdict:
         """Judge the outputs for the chosen images."""
         golden, faulty = self._flat(self.golden[chosen]), self._flat(outputs)
         known = np.isfinite(golden).all(axis=1)
-        finite = np.isfinite(faulty).all(axis=1)
+        finite = np.asarray(np.isfinite(faulty).all(axis=1))
         with np.errstate(invalid="ignore", over="ignore"):
             apart = np.abs(faulty - golden)
             allowed = self.tolerance * np.abs(golden).max(axis=1, keepdims=True)
@@ -136,20 +173,35 @@ class ElementJudge:
             distances = np.linalg.norm(apart, axis=1) / np.linalg.norm(golden, axis=1)
         within = known & ~off.any(axis=1)
         measured = distances[finite & np.isfinite(distances)]
+        sdc = np.asarray(finite & off.any(axis=1))
         return Verdict(
             images=len(chosen),
             correct=int(within.sum()),
             golden_correct=int(known.sum()),
-            sdc=int((finite & off.any(axis=1)).sum()),
+            sdc=int(sdc.sum()),
             nonfinite=int((~finite).sum()),
             relative_l2=float(measured.mean()) if measured.size else None,
             deviating=float(off.mean()),
+            alarms=_count(raised, _of(self.alarms, chosen), sdc, ~finite),
         )
 
     def unchanged(self, chosen: Indices) -> Verdict:
         """Judge the golden run's own outputs."""
-        return self.compare(self.golden[chosen], chosen)
+        return self.compare(self.golden[chosen], chosen, _of(self.alarms, chosen))
 
     @staticmethod
     def _flat(outputs: Array) -> npt.NDArray[np.float64]:
         return outputs.reshape(len(outputs), -1).astype(np.float64)
+
+
+def _of(alarms: Flags | None, chosen: Indices) -> Flags | None:
+    return None if alarms is None else alarms[chosen]
+
+
+def _count(
+    raised: Flags | None, golden: Flags | None, sdc: Flags, nonfinite: Flags
+) -> Alarms | None:
+    if raised is None or golden is None:
+        return None
+    parts = (raised, raised & ~golden, raised & sdc, raised & nonfinite)
+    return Alarms(*(int(np.count_nonzero(part)) for part in parts))

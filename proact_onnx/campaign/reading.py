@@ -135,6 +135,7 @@ def _result(
         if classes is None
         else tuple((int(images), int(correct)) for images, correct in classes),
         summaries=summarise(trials, reading),
+        alarms=int(golden["monitor"]["alarms"]) if "monitor" in golden else None,
     )
 
 

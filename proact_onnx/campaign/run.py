@@ -121,6 +121,7 @@ class Campaign:
             classifier=golden.labels is not None,
             golden_classes=golden.classes,
             summaries=summarise(done, reading),
+            alarms=golden.alarms,
         )
 
     def _trials(

@@ -3,7 +3,7 @@
 The first line is the header, an object with ``format`` "proact-onnx campaign", ``version`` 2,
 ``identity`` (what every trial depends on), ``golden`` (the golden run) and ``made_by`` (versions
 and time, for information). Every further line is one trial, without the fields that it does not
-measure.
+measure; those of a model with a monitor have ``alarms``.
 
 Version 1 knew bit error rates only: its trials have ``ber`` instead of ``fault``, and no ``sites``,
 which were the flips. It is still read, but not continued.
@@ -16,12 +16,12 @@ import json
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from io import FileIO
 from pathlib import Path
 from typing import Any, Self
 
-from proact_onnx.campaign.judge import Verdict
+from proact_onnx.campaign.judge import Alarms, Verdict
 from proact_onnx.errors import CampaignError, OutputError
 from proact_onnx.faults import Rate
 
@@ -210,13 +210,14 @@ def _trial(record: Mapping[str, Any]) -> TrialResult:
         raise ValueError("a trial evaluates at least one image")
     if not all(type(record.get(name, 0.0)) in (int, float) for name in measures):
         raise TypeError("a measure is no number")
-    classes, words = record.get("classes"), record.get("words")
+    classes, words, alarms = (record.get(name) for name in ("classes", "words", "alarms"))
     verdict = Verdict(
         **{name: record[name] for name in counts[3:]},
         sdc5=record.get("sdc5"),
         relative_l2=record.get("relative_l2"),
         deviating=record.get("deviating"),
         classes=None if classes is None else tuple((int(n), int(right)) for n, right in classes),
+        alarms=None if alarms is None else _alarms(alarms),
     )
     return TrialResult(
         **{name: record[name] for name in ("fault", *counts[:3])},
@@ -226,6 +227,13 @@ def _trial(record: Mapping[str, Any]) -> TrialResult:
         if words is None
         else {name: [(int(e), int(m)) for e, m in pairs] for name, pairs in words.items()},
     )
+
+
+def _alarms(record: Mapping[str, Any]) -> Alarms:
+    counts = {field.name: record[field.name] for field in fields(Alarms)}
+    if not all(type(count) is int and count >= 0 for count in counts.values()):
+        raise ValueError("a count of alarms is impossible")
+    return Alarms(**counts)
 
 
 def _trial_of_version_1(record: Mapping[str, Any]) -> TrialResult:

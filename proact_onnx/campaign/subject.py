@@ -4,7 +4,7 @@ import datetime
 import importlib.metadata
 import platform
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,12 @@ from proact_onnx.engine import (
     PrefixCache,
     Provider,
     Session,
+    Stage,
     Workload,
     chance_warning,
     choose_engine,
     is_classifier,
+    run_all,
     runtime_version,
     top1,
 )
@@ -34,12 +36,14 @@ from proact_onnx.faults import (
     parse_format,
 )
 from proact_onnx.model import image_input, load_model, model_digest
+from proact_onnx.monitor import Flags, Monitor, read_monitor, separate_counts
 from proact_onnx.progress import Reporter
 from proact_onnx.rewrite import prepare as prepare_model
 from proact_onnx.settings import InjectSettings, RuntimeSettings, parse_bits
 from proact_onnx.thresholds import memory_overhead
 
 Array = npt.NDArray[Any]
+Indices = npt.NDArray[np.int64]
 
 _FLOAT_IMAGES = 1024
 
@@ -56,6 +60,7 @@ class GoldenRun:
         labels: int64 ``[N]``: the labels given, or the golden run's classes; None where outputs
             are not class scores.
         labelled: Whether labels were given.
+        monitor: What the file says about its monitor; None where it has none.
         float_accuracy: Accuracy of the model as the file stores it, from 0 to 1, on at most 1,024
             images spread evenly over the data set.
         notice: Which engine runs, and why.
@@ -67,6 +72,7 @@ class GoldenRun:
     judge: ClassJudge | ElementJudge
     labels: npt.NDArray[np.int64] | None
     labelled: bool
+    monitor: Monitor | None
     float_accuracy: float
     notice: str
 
@@ -76,6 +82,24 @@ class GoldenRun:
         if not isinstance(self.judge, ClassJudge):
             return None
         return self.judge.unchanged(np.arange(len(self.images))).classes
+
+    @property
+    def alarms(self) -> int | None:
+        """How many images raise the monitor's alarm without faults; None without a monitor."""
+        return None if self.judge.alarms is None else int(np.count_nonzero(self.judge.alarms))
+
+    def observe(self, stage: Stage, chosen: Indices) -> tuple[Array, Flags | None]:
+        """Run some images with the parameters as a stage holds them.
+
+        Returns:
+            The outputs, and which images raise the monitor's alarm; None without a monitor.
+        """
+        outputs, *counts = self.stages.observe(stage, chosen)
+        return outputs, _raised(self.monitor, counts)
+
+
+def _raised(monitor: Monitor | None, counts: list[Array]) -> Flags | None:
+    return None if monitor is None else monitor.raised(np.concatenate(counts, axis=1))
 
 
 def versions(*more: str) -> dict[str, str]:
@@ -127,6 +151,9 @@ class Subject:
         loaded = load_model(model)
         self._digest = model_digest(loaded)
         self.model = prepare_model(loaded, fold_batchnorm=False).model
+        self.monitor = read_monitor(self.model)
+        # So that parts of the network can be run, and give the counts of their own layers.
+        self._counts = separate_counts(self.model, self.monitor) if self.monitor else ()
         stored = fault_space(self.model, self.format.width)
         bits = None if settings.bits is None else parse_bits(settings.bits)
         self.space: FaultSpace = stored.restrict(settings.targets, settings.layers, bits)
@@ -193,7 +220,10 @@ class Subject:
         encoded = encode_model(self.model, self.space, self.format)
         chosen = choose_engine(encoded.model, list(encoded.parameters), images, *self.arguments)
         reporter.notice(f"{self.path.name}: {chosen.notice}")
-        outputs = chosen.engine.run(images)
+        outputs, *counts = (
+            run_all(chosen.engine, images) if self.monitor else [chosen.engine.run(images)]
+        )
+        alarms = _raised(self.monitor, counts)
         if len(outputs) != len(images):
             raise ModelError(
                 f"{self.path.name} does not keep its images apart: its first output has shape "
@@ -212,14 +242,14 @@ class Subject:
             check_labels(self.data, classes)
             golden = top1(outputs)
             labels = golden.classes if self.data.labels is None else self.data.labels
-            judge = ClassJudge(golden, labels, classes, self.settings.per_class)
+            judge = ClassJudge(golden, labels, classes, self.settings.per_class, alarms)
             float_accuracy = float(top1(plain).correct(labels[sample]).mean())
             if self.data.labels is not None:
                 warning = chance_warning(judge.accuracy, classes, len(images))
                 if warning is not None:
                     reporter.warn(warning)
         else:
-            judge = ElementJudge(outputs, self.settings.tolerance)
+            judge = ElementJudge(outputs, self.settings.tolerance, alarms)
             float_accuracy = judge.compare(plain, sample).correct / len(sample)
             reporter.notice(
                 f"{self.path.name}: the output of shape {list(outputs.shape[1:])} an image is no "
@@ -237,6 +267,7 @@ class Subject:
             self.runtime.cache_memory << 20,
             threads,
             batch_size,
+            dict(zip(self._counts, counts, strict=True)),
         )
         return GoldenRun(
             encoded=encoded,
@@ -245,13 +276,14 @@ class Subject:
             judge=judge,
             labels=labels,
             labelled=labels is not None and self.data.labels is not None,
+            monitor=self.monitor,
             float_accuracy=float_accuracy,
             notice=chosen.notice,
         )
 
     def describe(self, golden: GoldenRun) -> dict[str, Any]:
         """What a record says of the golden run, and all that reading it needs beside the trials."""
-        return {
+        described: dict[str, Any] = {
             "name": self.path.name,
             "accuracy": golden.judge.accuracy,
             "float_accuracy": golden.float_accuracy,
@@ -267,6 +299,10 @@ class Subject:
             "half_width": self.settings.half_width,
             "fault_space": list_space(self.space),
         }
+        # Records of other models stay as they always were.
+        if golden.monitor is not None:
+            described["monitor"] = {**asdict(golden.monitor), "alarms": golden.alarms}
+        return described
 
     def made_by(self, golden: GoldenRun) -> dict[str, str]:
         """Versions of everything that takes part, the files, and the time."""

@@ -3,12 +3,13 @@
 import csv
 import io
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
+from proact_onnx.campaign.detection import Detection, detection
 from proact_onnx.campaign.estimates import (
     Estimate,
     Spread,
@@ -52,6 +53,7 @@ class FaultSummary:
         deviating: Mean share of their elements off by more than the tolerance; None otherwise.
         distance: Mean L2 distance of activations (Eq. 9); None unless measured.
         classes: By class, images and how many were classified so; None unless counted.
+        detection: What the monitor noticed; None for a model without one.
     """
 
     fault: str
@@ -73,6 +75,7 @@ class FaultSummary:
     deviating: float | None = None
     distance: float | None = None
     classes: tuple[tuple[int, int], ...] | None = None
+    detection: Detection | None = None
 
 
 @dataclass(frozen=True)
@@ -94,6 +97,7 @@ class CampaignResult:
         golden_classes: By class, images and how many the golden run classified so; None unless
             counted.
         summaries: One a fault model: rates in ascending order, then the others as asked for.
+        alarms: Images that raise the monitor's alarm without faults; None without a monitor.
     """
 
     model: str
@@ -107,6 +111,7 @@ class CampaignResult:
     classifier: bool
     golden_classes: tuple[tuple[int, int], ...] | None
     summaries: tuple[FaultSummary, ...]
+    alarms: int | None = None
 
 
 @dataclass(frozen=True)
@@ -155,18 +160,21 @@ def summarise_one(fault: str, trials: Sequence[TrialResult], reading: Reading) -
     population = (reading.places or {}).get(fault)
     complete = population is not None and bool((images >= reading.total).all())
 
-    def estimate(of: Values, bounds: tuple[float, float] = (0.0, 1.0)) -> Estimate:
-        found = mean_interval(of, bounds, reading.confidence)
+    def shorten(found: Estimate) -> Estimate:
         if not complete or population is None:
             return found
         return finite_population(found, len(trials), population)
 
+    def estimate(of: Values, bounds: tuple[float, float] = (0.0, 1.0)) -> Estimate:
+        return shorten(mean_interval(of, bounds, reading.confidence))
+
     accuracy = estimate(values)
     possible = np.clip(values, 0.0, 1.0)
     sdc5 = [verdict.sdc5 for verdict in verdicts if verdict.sdc5 is not None]
-    below = None
+    below = failing = None
     if reading.requirement is not None:
-        failures = int(np.count_nonzero(values < reading.requirement))
+        failing = values < reading.requirement
+        failures = int(np.count_nonzero(failing))
         below = proportion_interval(failures, len(trials), reading.confidence)
     model = parse_fault_model(fault)
     return FaultSummary(
@@ -191,6 +199,7 @@ def summarise_one(fault: str, trials: Sequence[TrialResult], reading: Reading) -
         deviating=_mean([verdict.deviating for verdict in verdicts]),
         distance=_mean([trial.distance for trial in trials]),
         classes=_by_class([verdict.classes for verdict in verdicts]),
+        detection=detection(trials, failing, reading.confidence, shorten),
     )
 
 
@@ -267,6 +276,18 @@ def _row(result: CampaignResult, summary: FaultSummary) -> dict[str, str | int]:
     row["relative_l2"] = _figure(summary.relative_l2)
     row["deviating"] = _figure(summary.deviating)
     row["distance"] = _figure(summary.distance)
+    if result.alarms is not None:
+        row.update(_noticed(result.alarms / result.images, summary.detection))
+    return row
+
+
+def _noticed(false_alarms: float, found: Detection | None) -> dict[str, str]:
+    row = {"false_alarms": _figure(false_alarms)}
+    for field in fields(Detection):
+        estimate: Estimate | None = None if found is None else getattr(found, field.name)
+        for end, part in (("", "mean"), ("_low", "low"), ("_high", "high")):
+            value = None if estimate is None else getattr(estimate, part)
+            row[f"alarm_{field.name}{end}"] = _figure(value)
     return row
 
 

@@ -83,16 +83,19 @@ class TrialRunner:
         golden = self._golden
         if not injection.words:
             return golden.judge.unchanged(chosen), None if self._meter is None else 0.0
+        distance = None
         if self._meter is not None:
             outputs, effects = self._meter.effects(injection, golden.images[chosen])
-            return golden.judge.compare(outputs, chosen), mean_distance(effects)
+            distance = mean_distance(effects)
+            if golden.monitor is None:
+                return golden.judge.compare(outputs, chosen), distance
         stage = golden.stages.for_faults(injection.words)
         try:
             injection.put(stage.engine)
-            outputs = stage.run(chosen)
+            outputs, raised = golden.observe(stage, chosen)
         finally:
             injection.undo(stage.engine)
-        return golden.judge.compare(outputs, chosen), None
+        return golden.judge.compare(outputs, chosen, raised), distance
 
 
 def _spell(faults: FaultMap) -> dict[str, list[tuple[int, int]]]:

@@ -127,6 +127,15 @@ def harden(
             _LIMITS,
         ),
     ] = None,
+    monitor: Annotated[
+        bool | None,
+        setting(
+            "harden.monitor",
+            "Append an output that counts, for each image and layer, the values out of bounds, "
+            "and find the counts above which it should raise an alarm.",
+            _BOUNDS,
+        ),
+    ] = None,
     slack: Annotated[
         float | None, setting("harden.slack", "Factor on profiled maxima, at least 1.", _BOUNDS)
     ] = None,
@@ -275,6 +284,8 @@ def harden(
     from proact_onnx.report import (
         choice_table,
         coverage_line,
+        monitor_table,
+        spell_monitor,
         threshold_table,
         unprotected_lines,
     )
@@ -306,6 +317,8 @@ def harden(
     if report.choice is not None:
         show(choice_table(report.choice))
     show(threshold_table(report.activations, report.thresholds))
+    if report.monitor is not None:
+        show(monitor_table(report.monitor))
     if report.raised_opset is not None:
         say(f"opset raised to {report.raised_opset}, which the bounds need")
     fidelity = report.fidelity
@@ -327,4 +340,7 @@ def harden(
     )
     for line in (*unprotected_lines(report.unprotected), coverage_line(report.coverage)):
         say(line)
+    if report.monitor is not None:
+        for line in spell_monitor(report.monitor):
+            say(line)
     say(f"hardened in {report.seconds:.1f} s: {spell(report.output)}")

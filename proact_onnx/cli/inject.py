@@ -181,6 +181,7 @@ def inject(
         check_figure,
         class_table,
         comparison_table,
+        detection_table,
         gain_table,
         measures_table,
         plot_accuracy,
@@ -230,6 +231,9 @@ def inject(
         show(gain_table(results, level))
     for result in results:
         show(measures_table(result, settings.inject.requirement))
+        noticed = detection_table(result, settings.inject.requirement, level)
+        if noticed is not None:
+            show(noticed)
         if settings.inject.per_class and result.classifier:
             show(class_table(result))
     for record in records:

@@ -4,7 +4,7 @@ from proact_onnx.engine.cuts import Workload
 from proact_onnx.engine.latency import latency_ratios
 from proact_onnx.engine.metrics import Predictions, chance_warning, is_classifier, top1
 from proact_onnx.engine.percentiles import profile_percentiles
-from proact_onnx.engine.prefix import PrefixCache, Stage
+from proact_onnx.engine.prefix import PrefixCache, Stage, run_all
 from proact_onnx.engine.profile import ActivationProfile, observed_shapes, profile_activations
 from proact_onnx.engine.select import ChosenEngine, FaultEngine, choose_engine
 from proact_onnx.engine.session import Provider, Session, runtime_version
@@ -26,6 +26,7 @@ __all__ = [
     "observed_shapes",
     "profile_activations",
     "profile_percentiles",
+    "run_all",
     "runtime_version",
     "top1",
 ]

@@ -5,7 +5,7 @@ Nothing here is timed, so equal campaigns make equal choices.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -96,7 +96,12 @@ class Layout:
     first_uses: Mapping[str, int]
 
 
-def find_cuts(model: onnx.ModelProto, parameters: Sequence[str], images: Array) -> Layout:
+def find_cuts(
+    model: onnx.ModelProto,
+    parameters: Sequence[str],
+    images: Array,
+    ignored: Collection[str] = (),
+) -> Layout:
     """List the cuts that can serve trials.
 
     Between two layers with parameters all cuts serve the same trials; the smallest tensor is
@@ -106,11 +111,12 @@ def find_cuts(model: onnx.ModelProto, parameters: Sequence[str], images: Array) 
         model: The model, every parameter an initializer.
         parameters: Those that can be faulted.
         images: Preprocessed images, ``[N, ...]``; two of them are run to see sizes.
+        ignored: Outputs that need not be computed behind a cut.
 
     Raises:
         ModelError: If ONNX Runtime refuses the model.
     """
-    flow = data_flow(model)
+    flow = data_flow(model, ignored)
     costs = Costs(model, images)
     macs = {index: costs.macs(model.graph.node[index]) for index in flow.nodes}
     uses = {name: flow.first_uses[name] for name in parameters if name in flow.first_uses}

@@ -11,7 +11,7 @@ prove itself; one that does not is left out.
 
 import contextlib
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,6 +26,7 @@ from proact_onnx.engine.portable import FreshSessionEngine
 from proact_onnx.engine.select import FaultEngine
 from proact_onnx.engine.session import Array, Indices, Provider
 from proact_onnx.errors import ModelError
+from proact_onnx.messages import node_reads
 from proact_onnx.model import image_input
 from proact_onnx.rewrite import part_between
 
@@ -47,11 +48,14 @@ class Stage:
         engine: Runs from the tensor to the scores. It holds the parameters behind the tensor, and
             no others.
         values: Golden values of the tensor for all images, ``[N, ...]``.
+        outputs: Which of the network's outputs the engine gives, by number: the scores, 0, and
+            those watched that are computed behind the tensor.
     """
 
     tensor: str
     engine: FaultEngine
     values: Array
+    outputs: tuple[int, ...] = (0,)
 
     def run(self, chosen: Indices) -> Array:
         """Scores of some images, with the parameters as the engine holds them now.
@@ -59,9 +63,27 @@ class Stage:
         Args:
             chosen: Indices of the images, ascending and distinct.
         """
-        if len(chosen) == len(self.values) and self.engine.provider is Provider.CPU:
-            return self.engine.run(self.values)
-        return self.engine.run(self.values, chosen)
+        return self.engine.run(self.values, self._some(chosen))
+
+    def observe(self, chosen: Indices) -> list[Array]:
+        """Scores of some images, and behind them the other outputs that the engine gives."""
+        return _outputs(self, self.values, self._some(chosen))
+
+    def _some(self, chosen: Indices) -> Indices | None:
+        everything = len(chosen) == len(self.values) and self.engine.provider is Provider.CPU
+        return None if everything else chosen
+
+
+def run_all(engine: FaultEngine, images: Array, chosen: Indices | None = None) -> list[Array]:
+    """All outputs of an engine for some images, each ``[N, ...]``; see `FaultEngine.stream`."""
+    batches = list(engine.stream(images, chosen))
+    return [np.concatenate(values) for values in zip(*batches, strict=True)]
+
+
+def _outputs(stage: Stage, values: Array, chosen: Indices | None = None) -> list[Array]:
+    if len(stage.outputs) == 1:
+        return [stage.engine.run(values, chosen)]
+    return run_all(stage.engine, values, chosen)
 
 
 class PrefixCache:
@@ -76,6 +98,9 @@ class PrefixCache:
         budget: Bytes that cached values and engines may take; 0 keeps to the whole network.
         threads: Threads within an operator; 0 leaves the choice to ONNX Runtime.
         batch_size: Images per run, for models whose batch axis is free.
+        watched: Golden values of outputs that `observe` gives beside the scores, by name, each
+            ``[N, ...]``. They must be the model's outputs behind the first. A stage gives those
+            that it computes; the others have their golden values, as no fault lies before it.
 
     Attributes:
         whole: The stage that starts from the images.
@@ -93,18 +118,21 @@ class PrefixCache:
         budget: int,
         threads: int = 0,
         batch_size: int = 128,
+        watched: Mapping[str, Array] | None = None,
     ) -> None:
         self._model = model
-        self._golden = golden
+        self._watched = tuple(watched or ())
+        # The scores, and then what is watched.
+        self._golden = [golden, *(watched or {}).values()]
         self._workload = workload
         self._arguments = (threads, batch_size)
         declared = image_input(model)
         self._batch = (declared.shape[0] if declared.shape else None) or batch_size
-        self.whole = Stage(declared.name, engine, images)
+        self.whole = Stage(declared.name, engine, images, tuple(range(len(self._golden))))
         layout = Layout((), 0, {})
         if budget > 0:
             with contextlib.suppress(ModelError):
-                layout = find_cuts(model, list(workload.bits), images)
+                layout = find_cuts(model, list(workload.bits), images, self._watched)
         self._first_uses = layout.first_uses
         self._cuts = choose_cuts(layout, workload, len(images), self._batch, budget)
         self._made: dict[int, Stage | None] = {}
@@ -147,13 +175,28 @@ class PrefixCache:
                     return stage
         return self.whole
 
+    def observe(self, stage: Stage, chosen: Indices) -> list[Array]:
+        """Scores and watched outputs of some images, with the parameters as a stage holds them.
+
+        Args:
+            stage: From `for_faults`; nothing before it is faulted.
+            chosen: Indices of the images, ascending and distinct.
+        """
+        computed = dict(zip(stage.outputs, stage.observe(chosen), strict=True))
+        return [
+            computed[number] if number in computed else values[chosen]
+            for number, values in enumerate(self._golden)
+        ]
+
     def _make(self, cut: Cut) -> Stage | None:
         try:
             values = self._golden_values(cut)
             if len(values) != len(self.whole.values):
                 return None
             for blocked in (True, False) if self._may_enter_blocked(cut, values) else (False,):
-                stage = Stage(cut.info.name, self._open(values, cut.info, blocked=blocked), values)
+                outputs = self._behind(cut.info.name)
+                engine = self._open(cut.info, outputs, blocked=blocked)
+                stage = Stage(cut.info.name, engine, values, outputs)
                 if self._proved(stage, cut):
                     if blocked:
                         self._blocked.add(stage.tensor)
@@ -170,17 +213,31 @@ class PrefixCache:
             if stage is not None and other.position < cut.position:
                 start, values = other.info, stage.values
         blocked = start is not None and start.name in self._blocked
-        return self._open(values, start, cut.info, blocked=blocked).run(values)
+        return self._open(start, cut.info, blocked=blocked).run(values)
+
+    def _behind(self, tensor: str) -> tuple[int, ...]:
+        """Numbers of the outputs to which the data come by way of a tensor alone."""
+        beside = {image_input(self._model).name}
+        for node in self._model.graph.node:
+            if not beside.isdisjoint(node_reads(node)):
+                beside.update(name for name in node.output if name != tensor)
+        watched = enumerate(self._watched, start=1)
+        return (0, *(number for number, name in watched if name not in beside))
 
     def _open(
         self,
-        values: Array,
         start: onnx.ValueInfoProto | None,
-        end: onnx.ValueInfoProto | None = None,
+        end: onnx.ValueInfoProto | Sequence[int],
         *,
         blocked: bool,
     ) -> FaultEngine:
-        part = part_between(self._model, start, end)
+        """Open an engine up to a tensor, or up to outputs by their numbers."""
+        if not isinstance(end, onnx.ValueInfoProto):
+            left_out = set(self._watched) - {self._watched[number - 1] for number in end if number}
+            outputs = [info for info in self._model.graph.output if info.name not in left_out]
+            part = part_between(self._model, start, outputs)
+        else:
+            part = part_between(self._model, start, end)
         if start is not None and blocked:
             _enter_blocked(part, start.name)
         held = [t.name for t in part.graph.initializer if t.name in self._workload.bits]
@@ -196,18 +253,20 @@ class PrefixCache:
         """Compare a stage with the whole network: undisturbed, disturbed, and undone."""
         # The first batch already shows most differences.
         for part in (slice(self._batch), slice(self._batch, None)):
-            values, golden = stage.values[part], self._golden[part]
-            if len(values) and not _same_bits(stage.engine.run(values), golden):
+            values = stage.values[part]
+            golden = [self._golden[number][part] for number in stage.outputs]
+            if len(values) and not _same_bits(_outputs(stage, values), golden):
                 return False
-        trials = zip(self._samples, self._sample_scores, strict=True)
-        if not all(_same_bits(stage.run(chosen), scores) for chosen, scores in trials):
+        trials = zip(self._samples, self._sample_outputs, strict=True)
+        if not all(_same_bits(self.observe(stage, some), found) for some, found in trials):
             return False
         behind = {name for name, use in self._first_uses.items() if use > cut.position}
         tensors = [t for t in self._model.graph.initializer if t.name in behind]
         chosen = self._samples[0]
-        expected = _disturbed(self.whole, tensors, chosen)
-        disturbed, undone = _disturbed(stage, tensors, chosen), stage.run(chosen)
-        return _same_bits(disturbed, expected) and _same_bits(undone, self._sample_scores[0])
+        expected = self._disturbed(self.whole, tensors, chosen)
+        disturbed = self._disturbed(stage, tensors, chosen)
+        undone = self.observe(stage, chosen)
+        return _same_bits(disturbed, expected) and _same_bits(undone, self._sample_outputs[0])
 
     @functools.cached_property
     def _samples(self) -> list[Indices]:
@@ -233,8 +292,27 @@ class PrefixCache:
         return samples
 
     @functools.cached_property
-    def _sample_scores(self) -> list[Array]:
-        return [self.whole.run(chosen) for chosen in self._samples]
+    def _sample_outputs(self) -> list[list[Array]]:
+        return [self.observe(self.whole, chosen) for chosen in self._samples]
+
+    def _disturbed(
+        self, stage: Stage, tensors: Iterable[onnx.TensorProto], chosen: Indices
+    ) -> list[Array]:
+        """Outputs with some elements of parameters disturbed, which are undone."""
+        rng = np.random.default_rng(0)
+        originals = []
+        for tensor in tensors:
+            flat = numpy_helper.to_array(tensor).reshape(-1)
+            elements = rng.choice(flat.size, min(flat.size, _DISTURBED_ELEMENTS), replace=False)
+            before = flat[elements]
+            integers = flat.dtype.kind in "iu"
+            after = before ^ _MASK if integers else before + flat.dtype.type(_DISTURBANCE)
+            stage.engine.write(tensor.name, elements, after)
+            originals.append((tensor.name, elements, before))
+        disturbed = self.observe(stage, chosen)
+        for original in originals:
+            stage.engine.write(*original)
+        return disturbed
 
 
 def _enter_blocked(part: onnx.ModelProto, start: str) -> None:
@@ -252,24 +330,6 @@ def _enter_blocked(part: onnx.ModelProto, start: str) -> None:
     part.graph.node.insert(0, pool)
 
 
-def _disturbed(stage: Stage, tensors: Iterable[onnx.TensorProto], chosen: Indices) -> Array:
-    """Scores with some elements of parameters disturbed, which are undone."""
-    rng = np.random.default_rng(0)
-    originals = []
-    for tensor in tensors:
-        flat = numpy_helper.to_array(tensor).reshape(-1)
-        elements = rng.choice(flat.size, min(flat.size, _DISTURBED_ELEMENTS), replace=False)
-        before = flat[elements]
-        integers = flat.dtype.kind in "iu"
-        after = before ^ _MASK if integers else before + flat.dtype.type(_DISTURBANCE)
-        stage.engine.write(tensor.name, elements, after)
-        originals.append((tensor.name, elements, before))
-    disturbed = stage.run(chosen)
-    for original in originals:
-        stage.engine.write(*original)
-    return disturbed
-
-
 def _open_alike(
     engine: FaultEngine, part: onnx.ModelProto, parameters: list[str], threads: int, batch_size: int
 ) -> FaultEngine:
@@ -280,7 +340,8 @@ def _open_alike(
     return kind(part, parameters, engine.provider, threads, batch_size)
 
 
-def _same_bits(one: Array, other: Array) -> bool:
-    return (
+def _same_bits(some: Sequence[Array], others: Sequence[Array]) -> bool:
+    return all(
         one.shape == other.shape and one.dtype == other.dtype and one.tobytes() == other.tobytes()
+        for one, other in zip(some, others, strict=True)
     )

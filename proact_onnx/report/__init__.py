@@ -4,6 +4,7 @@ from proact_onnx.report.comparison import read_comparison
 from proact_onnx.report.comparison_tables import method_tables
 from proact_onnx.report.distributions import distribution_figure, plot_distributions
 from proact_onnx.report.figures import check_figure, plot_accuracy, plot_atlas
+from proact_onnx.report.monitor_tables import detection_table, monitor_table, spell_monitor
 from proact_onnx.report.protection import coverage_line, unprotected_lines
 from proact_onnx.report.rendering import Table
 from proact_onnx.report.tables import (
@@ -38,12 +39,14 @@ __all__ = [
     "comparison_table",
     "cost_table",
     "coverage_line",
+    "detection_table",
     "distribution_figure",
     "distribution_table",
     "effect_table",
     "gain_table",
     "measures_table",
     "method_tables",
+    "monitor_table",
     "parameter_table",
     "plot_accuracy",
     "plot_atlas",
@@ -52,6 +55,7 @@ __all__ = [
     "sensitivity_table",
     "site_table",
     "spell_fault",
+    "spell_monitor",
     "threshold_table",
     "unprotected_lines",
     "write_report",

@@ -23,6 +23,7 @@ from proact_onnx.report.comparison_tables import (
 )
 from proact_onnx.report.document import Block, Commands, Document, Picture, Prose, Section
 from proact_onnx.report.figures import draw_accuracy, draw_atlas, to_svg
+from proact_onnx.report.monitor_tables import detection_table
 from proact_onnx.report.rendering import Table
 from proact_onnx.report.repeat import commands, facts, listing, spell_settings
 from proact_onnx.report.runs import Runs
@@ -157,6 +158,8 @@ def _details(record: CampaignRecord) -> Section:
     result = record.result
     blocks: list[Block] = [campaign_table(result, record.confidence)]
     blocks.append(measures_table(result, record.requirement))
+    noticed = detection_table(result, record.requirement, record.confidence)
+    blocks += [] if noticed is None else [noticed]
     if result.golden_classes and any(summary.classes for summary in result.summaries):
         blocks.append(class_table(result))
     return Section(result.model, tuple(blocks))

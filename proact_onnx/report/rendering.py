@@ -55,7 +55,8 @@ class Table:
             if column in self.folds:
                 drawn.add_column(escape(column), overflow="fold")
             else:
-                longest = max(len(text) for text in (column, *(row[place] for row in self.rows)))
+                texts = [column, *(row[place] for row in self.rows)]
+                longest = max(len(line) for text in texts for line in text.split("\n"))
                 drawn.add_column(escape(column), justify="right", no_wrap=True, min_width=longest)
         for number, row in enumerate(self.rows):
             drawn.add_row(
