@@ -1,5 +1,6 @@
 """A monitor: one more output that counts, for every image and layer, what lies out of bounds."""
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -25,11 +26,15 @@ class Bound:
         tensor: The bounded tensor, which names the layer; what is compared comes before it.
         compared: The tensor that is held against the threshold, ``[N, ...]``.
         threshold: Name of the threshold: a tensor that broadcasts against ``compared``.
+        lower: Name of the threshold from below; None where there is none.
+        shifted: Whether the threshold has been subtracted from ``compared`` already.
     """
 
     tensor: str
     compared: str
     threshold: str
+    lower: str | None = None
+    shifted: bool = False
 
 
 @dataclass
@@ -37,7 +42,8 @@ class AddMonitor(Pass):
     """Count the values that are out of bounds, for every image and every bound.
 
     A value r is out of bounds where ``r <= lambda`` does not hold: above the threshold, infinite
-    or NaN. For each bound::
+    or NaN. With a lower threshold, it is where ``lambda- <= r <= lambda+`` does not hold; where the
+    threshold has been subtracted, it is compared with 0. For each bound::
 
         inside = LessOrEqual(r, lambda)                               [N, ...]
         count = ReduceSum(Cast(Flatten(Not(inside))), axis 1)         [N, 1], float32
@@ -79,8 +85,9 @@ class AddMonitor(Pass):
             for name in (bound.tensor, bound.compared):
                 if name not in written:
                     raise PreconditionError(f"no node writes a tensor {name!r}")
-            if bound.threshold not in known:
-                raise PreconditionError(f"the graph has no tensor {bound.threshold!r}")
+            for name in filter(None, (bound.threshold, bound.lower)):
+                if name not in known:
+                    raise PreconditionError(f"the graph has no tensor {name!r}")
         if self.output in tensor_names(graph):
             raise PreconditionError(f"the name {self.output!r} is taken: choose another output")
 
@@ -126,9 +133,16 @@ class AddMonitor(Pass):
             nodes.append(gs.Node(op, name, attributes, inputs=inputs, outputs=[output]))
             return output
 
-        inside = _comparison(compared, threshold)
-        if inside is None:
-            inside = add("LessOrEqual", [compared, threshold], "inside")
+        def found_or_added(op: str, inputs: list[gs.Tensor], role: str) -> gs.Tensor:
+            return _found(op, inputs) or add(op, inputs, role)
+
+        if bound.shifted:
+            name = unique_name(f"{prefix}zero", self._taken)
+            threshold = gs.Constant(name, np.zeros((), threshold.dtype))
+        inside = found_or_added("LessOrEqual", [compared, threshold], "below")
+        if bound.lower is not None:
+            above = found_or_added("LessOrEqual", [tensors[bound.lower], compared], "above")
+            inside = found_or_added("And", [above, inside], "inside")
         outside = add("Not", [inside], "outside")
         # Makes the rank of the layer known, which need not be.
         flat = add("Flatten", [outside], "flat", axis=1)
@@ -144,10 +158,11 @@ class AddMonitor(Pass):
         return count
 
 
-def _comparison(compared: gs.Tensor, threshold: gs.Tensor) -> gs.Tensor | None:
-    """What tells whether the bound lets a value pass, if the bound asks that itself."""
-    for node in compared.outputs:
-        if node.op == "LessOrEqual" and node.inputs[0] is compared and node.inputs[1] is threshold:
+def _found(op: str, inputs: list[gs.Tensor]) -> gs.Tensor | None:
+    """What an operator gives for some inputs, if a node of the bound computes it already."""
+    for node in inputs[0].outputs:
+        same = len(node.inputs) == len(inputs)
+        if node.op == op and same and all(map(operator.is_, node.inputs, inputs)):
             found: gs.Tensor = node.outputs[0]
             return found
     return None

@@ -203,6 +203,46 @@ def test_what_a_preactivation_exceeds_can_be_watched() -> None:
     np.testing.assert_array_equal(counts, outside(BITE, 2.0))
 
 
+@RUNTIMES
+@pytest.mark.parametrize("form", ["hard", "clamp"])
+def test_bounds_from_both_sides(compute: object, form: str) -> None:
+    """A bound that compares from both sides itself is not asked again."""
+    hard = "below = LessOrEqual (v, upper) inside = And (above, below) y = Where (inside, v, zero)"
+    written = f"above = LessOrEqual (lower, v) {hard}"
+    if form == "clamp":
+        written = "raised = Max (v, lower) y = Min (raised, upper)"
+    model = parse(
+        f"""<ir_version: 8, opset_import: ["": 17]>
+        net (float[N, 8] x) => (float[N, 8] y) {{ v = Identity (x) {written} }}""",
+        upper=np.float32(2),
+        lower=np.full((1, 8), -1.5, np.float32),
+        **({"zero": np.float32(0)} if form == "hard" else {}),
+    )
+    watched = monitored(model, Bound("y", "v", "upper", lower="lower"))
+    assert operators(watched).count("LessOrEqual") == 2
+    assert operators(watched).count("And") == 1
+    stopped = ~((BITE <= 2) & (BITE >= -1.5))
+    counts = compute(watched, {"x": BITE})[1]
+    np.testing.assert_array_equal(counts, stopped.sum(axis=1, keepdims=True))
+
+
+@RUNTIMES
+def test_a_difference_from_the_threshold_is_compared_with_zero(compute: object) -> None:
+    model = parse(
+        """<ir_version: 8, opset_import: ["": 17]>
+        net (float[N, 8] x) => (float[N, 8] y) {
+            shifted = Sub (x, limit)
+            size = Abs (shifted)
+            rest = Sub (limit, size)
+            y = Relu (rest)
+        }""",
+        limit=np.full((1, 8), 2, np.float32),
+    )
+    watched = monitored(model, Bound("y", "shifted", "limit", shifted=True))
+    np.testing.assert_array_equal(compute(watched, {"x": BITE})[1], [[0], [6]])
+    assert fault_space(watched, 32) == fault_space(model, 32)
+
+
 @pytest.mark.parametrize(
     ("bounds", "output", "reason"),
     [
@@ -210,6 +250,7 @@ def test_what_a_preactivation_exceeds_can_be_watched() -> None:
         ([Bound("y", "gone", BOUND.threshold)], "counts", "no node writes a tensor 'gone'"),
         ([Bound("gone", BOUND.compared, BOUND.threshold)], "counts", "writes a tensor 'gone'"),
         ([Bound("y", BOUND.compared, "gone")], "counts", "the graph has no tensor 'gone'"),
+        ([Bound("y", BOUND.compared, BOUND.threshold, "low")], "counts", "no tensor 'low'"),
         ([BOUND], "x", "the name 'x' is taken"),
         ([BOUND], "y/hyrelu/relu", "is taken"),
     ],
