@@ -8,7 +8,7 @@ from typing import NamedTuple
 import onnx
 
 from proact_onnx.functions import Function, Sides, find_functions
-from proact_onnx.linear_outputs import linear_outputs
+from proact_onnx.linear_outputs import LINEAR, linear_outputs
 from proact_onnx.messages import extents, node_reads, without_weights
 from proact_onnx.model import FLOAT_TYPES
 
@@ -38,6 +38,11 @@ class Activation:
     is_last: bool
     sides: Sides = Sides.RECTIFIED
     granularity: str | None = None
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether it is the output of a linear layer, and no activation function's."""
+        return self.op in LINEAR
 
     @property
     def two_sided(self) -> bool:

@@ -30,7 +30,8 @@ class Workpiece:
     Attributes:
         model: The prepared model, without bounds.
         parameters: How many weights and biases it stores.
-        activations: What is to be bounded, in topological order, shapes known.
+        activations: What may be bounded, in topological order, shapes known; outputs of linear
+            layers are, if the settings say so.
         profile: Maxima over the calibration images.
         calibration: Images to learn from.
         accept: Other images, which decide whether something is kept.
@@ -53,6 +54,7 @@ class Built:
     Attributes:
         model: The model.
         thresholds: What its activations are bounded by.
+        activations: What is bounded.
         numbers: How many thresholds, scales and copies it stores.
         overhead: These in per cent of the parameters (Eq. 6).
         bounds: The bounds that stand in it, in topological order.
@@ -62,6 +64,7 @@ class Built:
 
     model: onnx.ModelProto
     thresholds: Thresholds
+    activations: tuple[Activation, ...]
     numbers: int
     overhead: float
     bounds: tuple[Bound, ...]
@@ -89,7 +92,9 @@ def build(
         ModelError: If the model cannot be hardened in this way.
         SettingsError: If a setting does not go with the method.
     """
-    activations, by_tensor = list(workpiece.activations), frozenset[str]()
+    linear = settings.protect == "linear"
+    activations = [a for a in workpiece.activations if linear or not a.is_linear]
+    by_tensor = frozenset[str]()
     if "auto" in (settings.granularity, settings.rescale):
         thresholds = settings.granularity == Granularity.AUTO
         limit = int(settings.max_memory_overhead / 100.0 * workpiece.parameters)
@@ -134,6 +139,7 @@ def build(
     return Built(
         model=inserted.model,
         thresholds=fitted.thresholds,
+        activations=tuple(activations),
         numbers=numbers,
         overhead=memory_overhead(numbers, workpiece.parameters),
         bounds=inserted.bounds,

@@ -29,6 +29,9 @@ _AS_GOOD = 0.5
 # Images per run where latency is measured, as far as the model leaves the choice.
 _BATCHES = (1, 64)
 
+# Values of both signs scatter more between images than those of activations.
+_LINEAR_SLACK = 1.1
+
 # What is tried: settings that differ from their defaults, cheaper ones first.
 CANDIDATES: Mapping[str, Mapping[str, Any]] = {
     "tent": {"method": "ranger", "granularity": "auto", "form": "tent"},
@@ -51,6 +54,21 @@ CANDIDATES: Mapping[str, Mapping[str, Any]] = {
         "granularity": "auto",
         "form": "hard",
         "rescale": "auto",
+    },
+    "hard, linear layers too": {
+        "method": "ranger",
+        "granularity": "auto",
+        "form": "hard",
+        "protect": "linear",
+        "slack": _LINEAR_SLACK,
+    },
+    "hard, rescaled, linear layers too": {
+        "method": "ranger",
+        "granularity": "auto",
+        "form": "hard",
+        "rescale": "auto",
+        "protect": "linear",
+        "slack": _LINEAR_SLACK,
     },
 }
 
@@ -117,6 +135,11 @@ def check_automatic(settings: HardenSettings) -> None:
                 f"method {AUTOMATIC} chooses {name.replace('_', '-')} itself: leave it out, or "
                 "choose another method"
             )
+    if settings.protect != "activations":
+        raise SettingsError(
+            f"method {AUTOMATIC} chooses what is bounded itself: leave protect out, or choose "
+            "another method"
+        )
     if settings.rescale != "none":
         raise SettingsError(
             f"method {AUTOMATIC} chooses what is rescaled itself: leave rescale out, or choose "

@@ -155,7 +155,8 @@ def harden(
     prepared = prepare_model(loaded)
     for refusal in prepared.refusals:
         reporter.notice(f"BatchNormalization {refusal.node!r} is not folded: {refusal.reason}")
-    activations = find_activations(prepared.model, linear=settings.protect == "linear")
+    linear = settings.protect == "linear" or settings.method == AUTOMATIC
+    activations = find_activations(prepared.model, linear=linear)
     stored = [tensor.name for tensor in prepared.model.graph.initializer]
     if any(is_threshold(name) or is_scale(name) for name in stored):
         raise ModelError(f"{model} is hardened already: give the model it was made from")
@@ -234,7 +235,7 @@ def harden(
     checkpoint.remove()
     return HardenReport(
         output=output,
-        activations=tuple(activations),
+        activations=built.activations,
         thresholds=thresholds,
         scales=built.numbers - thresholds.count,
         memory_overhead=built.overhead,
@@ -243,7 +244,7 @@ def harden(
         labelled=test_set.labels is not None,
         raised_opset=opset(hardened) if opset(hardened) != opset(prepared.model) else None,
         unprotected=tuple(unprotected(prepared.model)),
-        coverage=coverage(prepared.model, activations),
+        coverage=coverage(prepared.model, built.activations),
         refusals=(*prepared.refusals, *built.refusals),
         monitor=monitor,
         evaluations=built.evaluations,

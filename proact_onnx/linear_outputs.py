@@ -8,7 +8,7 @@ import onnx
 from proact_onnx.messages import node_reads
 from proact_onnx.model import HYRELU, RESCALE
 
-_LINEAR = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+LINEAR = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 # Operators that hand values on, or move each by constants.
 _HANDS_ON = frozenset(
     {
@@ -74,7 +74,7 @@ class _Search:
             node = self._nodes[position]
             for name in node.output:
                 self._known[name] = self._leads_into_bounds(name)
-            if node.op_type not in _LINEAR or node.domain not in ("", "ai.onnx"):
+            if node.op_type not in LINEAR or node.domain not in ("", "ai.onnx"):
                 continue
             output = self._end_of_layer(node.output[0])
             bounded = HYRELU in output or output in self._constant

@@ -1,14 +1,17 @@
 """Data for models with several inputs: one record a sample, a field for each input by its name."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from proact_onnx.data.preprocess import Preprocessing, prepare
 from proact_onnx.errors import DataError
-from proact_onnx.model import ModelInput
+
+if TYPE_CHECKING:
+    # Commands must be able to print their help without loading onnx.
+    from proact_onnx.model import ModelInput
 
 Array = npt.NDArray[Any]
 
@@ -44,7 +47,7 @@ def bundle(arrays: Mapping[str, Array], source: str) -> Array:
 
 
 def prepare_inputs(
-    images: Array, preprocessing: Preprocessing, inputs: Sequence[ModelInput]
+    images: Array, preprocessing: Preprocessing, inputs: "Sequence[ModelInput]"
 ) -> Array:
     """Bring data into the form a model takes.
 
@@ -94,7 +97,7 @@ def prepare_inputs(
     return prepared
 
 
-def _check(wanted: ModelInput, field: np.dtype[Any]) -> None:
+def _check(wanted: "ModelInput", field: np.dtype[Any]) -> None:
     """Compare the shape and kind of a field with an input."""
     rank = len(wanted.shape)
     shape = wanted.shape if len(field.shape) == rank else wanted.shape[1:]
