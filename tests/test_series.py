@@ -3,11 +3,15 @@
 Here the workers live in the test's own process, and answer when a random number says so.
 """
 
+import json
+import pickle
 import random
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 
@@ -16,6 +20,8 @@ from proact_onnx.campaign.executor import Answer, Block, Crew, Job, Reuse, Trial
 from proact_onnx.campaign.judge import Verdict
 from proact_onnx.campaign.series import Dispatch, Series
 from proact_onnx.campaign.store import TrialResult
+from proact_onnx.campaign.subject import Subject
+from proact_onnx.data import Preprocessing
 from proact_onnx.progress import LogReporter, Reporter
 from proact_onnx.settings import InjectSettings, SensitivitySettings
 from tests.test_campaign import RUNTIME, dataset, network
@@ -80,6 +86,9 @@ CAMPAIGNS: dict[str, dict[str, object]] = {
 def test_the_record_is_that_of_one_process(model: Path, tmp_path: Path, name: str) -> None:
     settings = CAMPAIGNS[name]
     expected = inject(model, tmp_path / "expected.jsonl", **settings)
+    most = settings.get("trials")
+    counts = Counter(json.loads(line)["fault"] for line in expected)
+    assert any(count != most for count in counts.values()) == ("stop" in name or most is None)
     for number, (places, block_size) in enumerate([(1, 1), (2, 7), (5, 3), (60, 2), (400, 100)]):
         record = tmp_path / f"{number}.jsonl"
         assert inject(model, record, Shuffling(places, block_size), **settings) == expected
@@ -170,3 +179,17 @@ def test_trials_that_may_be_superfluous_are_given_out_last() -> None:
     assert len(list(dispatch.results(both[0]))) == 9
     assert both[0].ended
     assert len(both[0].done) == 10
+
+
+def test_what_is_sent_to_workers_is_the_same_and_images_are_not_copied(model: Path) -> None:
+    subject = Subject(model, dataset(), preprocessing=Preprocessing(scale=0.5), runtime=RUNTIME)
+    buffers: list[pickle.PickleBuffer] = []
+    message = pickle.dumps(subject, protocol=5, buffer_callback=buffers.append)
+    sealed = [bytes(buffer.raw()) for buffer in buffers]
+    received: Subject = pickle.loads(message, buffers=sealed)
+    assert received.content_digests() == subject.content_digests()
+    assert received.identity == subject.identity
+    np.testing.assert_array_equal(received.images, 0.5 * dataset().images)
+    assert not received.images.flags.writeable
+    assert any(np.shares_memory(received.images, np.frombuffer(raw, np.uint8)) for raw in sealed)
+    assert len(message) < received.images.nbytes

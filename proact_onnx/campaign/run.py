@@ -162,7 +162,7 @@ class Campaign:
             if time.monotonic() - looked > _GLANCE:
                 found = summarise_one(series.fault, series.done, reading).accuracy
                 spelled = (100.0 * value for value in (found.mean, found.low, found.high))
-                reporter.status("accuracy {:.2f} [{:.2f}, {:.2f}]".format(*spelled))
+                reporter.status("{:.2f} % [{:.2f}, {:.2f}]".format(*spelled))
                 looked = time.monotonic()
         if len(series.done) < series.most:
             reporter.expect(len(series.done))

@@ -186,7 +186,7 @@ class Subject:
         # All images are prepared for the golden run; the first shows whether they fit.
         self.prepare(data.images[:1])
 
-    @property
+    @functools.cached_property
     def identity(self) -> dict[str, Any]:
         """Everything a trial's numbers depend on, its fault model apart."""
         settings = self.settings
@@ -218,8 +218,13 @@ class Subject:
     def __getstate__(self) -> dict[str, Any]:
         """Send the prepared images in place of the stored ones: trials need no others."""
         images = self.images
-        sent = {"images": images, "data": replace(self.data, images=images)}
-        return {**self.__dict__, **sent, "model": take_apart(self.model)}
+        return {
+            **self.__dict__,
+            "identity": self.identity,
+            "images": images,
+            "data": replace(self.data, images=images),
+            "model": take_apart(self.model),
+        }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)

@@ -12,6 +12,7 @@ its answers any more, so no trial counts twice.
 
 import logging
 import os
+import secrets
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -35,6 +36,8 @@ from proact_onnx.progress import Reporter
 _BLOCKS_PER_WORKER = 2
 # Seconds that a block should take: long beside the cost of a message, short beside the loss of one.
 _BLOCK_SECONDS = 0.5
+# More would keep the campaign's process too busy; with many workers blocks take longer instead.
+_MOST_BLOCKS_PER_SECOND = 100
 # How much the latest block says about the duration of a trial.
 _WEIGHT = 0.3
 # Workers that may end, one after the other, over the same block, or before they are ready.
@@ -52,13 +55,18 @@ class RayExecutor:
         workers: How many; 0 for as many as an existing cluster has room for.
         address: Of an existing cluster, or ``auto``; None to start one here.
         gpus_per_worker: Shares of a GPU that each worker takes, or a whole number of them.
+        worker: What runs in each process.
 
     Raises:
         SettingsError: If the address is one that workers cannot be reached by.
     """
 
     def __init__(
-        self, workers: int = 0, address: str | None = None, gpus_per_worker: float = 0.0
+        self,
+        workers: int = 0,
+        address: str | None = None,
+        gpus_per_worker: float = 0.0,
+        worker: type[RemoteWorker] = RemoteWorker,
     ) -> None:
         if address is not None and address.startswith("ray://"):
             raise SettingsError(
@@ -66,6 +74,7 @@ class RayExecutor:
                 "cluster: log in there, and say --ray auto"
             )
         self._workers, self._address, self._gpus = workers, address, gpus_per_worker
+        self._worker = worker
         self._connected_here = False
 
     def __enter__(self) -> Self:
@@ -104,7 +113,13 @@ class RayExecutor:
         job = replace(
             job, subject=job.subject.with_threads(threads), trials=max(1, job.trials // workers)
         )
-        crew = _RayCrew(job, workers, {"num_cpus": threads, "num_gpus": self._gpus}, reporter)
+        actor = ray.remote(self._worker).options(
+            num_cpus=threads,
+            num_gpus=self._gpus,
+            max_restarts=0,
+            scheduling_strategy="SPREAD",
+        )
+        crew = _RayCrew(job, workers, actor, reporter)
         try:
             crew.wait_for_the_first()
             yield crew
@@ -116,6 +131,8 @@ class RayExecutor:
             return
         try:
             if self._address is None:
+                # Its own secret, in place of one that Ray would leave in the user's home.
+                os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
                 ray.init(
                     address="local",
                     num_cpus=self._workers * threads,
@@ -170,16 +187,12 @@ class _Member:
 class _RayCrew:
     """Workers of one job; see `Crew`."""
 
-    def __init__(
-        self, job: Job, workers: int, resources: dict[str, float], reporter: Reporter
-    ) -> None:
+    def __init__(self, job: Job, workers: int, actor: Any, reporter: Reporter) -> None:
+        self._actor = actor
         self._reporter = reporter
         self._versions = versions()
         self._digests = job.subject.content_digests()
         self._job = ray.put(job)
-        self._actor = ray.remote(RemoteWorker).options(
-            **resources, max_restarts=0, scheduling_strategy="SPREAD"
-        )
         self._facts: GoldenFacts | None = None
         self._scores: Any = None
         self._leader: _Member | None = None
@@ -214,7 +227,10 @@ class _RayCrew:
 
     @property
     def block_size(self) -> int:
-        return 1 if not self._seconds else max(1, int(_BLOCK_SECONDS / self._seconds))
+        if not self._seconds:
+            return 1
+        seconds = max(_BLOCK_SECONDS, len(self._members) / _MOST_BLOCKS_PER_SECOND)
+        return max(1, int(seconds / self._seconds))
 
     def submit(self, block: Block) -> None:
         self._backlog.append(block)
