@@ -13,7 +13,7 @@ BENCHMARK := PYTHONPATH=. $(BIN)/python benchmarks
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable . --group dev
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[distributed]" --group dev
 	touch $@
 
 # Hardens the bundled model, then measures original and hardened file under the same faults.
@@ -37,7 +37,8 @@ lint: $(VENV)/.installed
 # What trials cost beside plain inference and beside PyTorch, and what prefix reuse saves, on the
 # paper's kind of networks. Given TRAIN and TEST (labelled images, 32x32 pixels in three colours),
 # also how long a campaign takes to the confidence of the paper's protocol; given MODEL, a network
-# trained for these images, also how many images it evaluates and how often intervals hold.
+# trained for these images, also how many images it evaluates, how often intervals hold, and how
+# campaigns scale with workers.
 MEAN ?= 0.485,0.456,0.406
 STD ?= 0.229,0.224,0.225
 bench: $(VENV)/.installed
@@ -57,6 +58,7 @@ ifdef TRAIN
 endif
 ifdef MODEL
 	$(BENCHMARK)/campaigns.py $(MODEL) $(TEST) --mean $(MEAN) --std $(STD)
+	$(BENCHMARK)/scaling.py $(MODEL) $(TEST) --mean $(MEAN) --std $(STD)
 endif
 
 clean:

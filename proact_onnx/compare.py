@@ -15,7 +15,7 @@ from onnx import numpy_helper
 from scipy import stats
 
 from proact_onnx.activations import find_activations
-from proact_onnx.campaign import Campaign, CampaignResult, Estimate, mean_interval
+from proact_onnx.campaign import Campaign, CampaignResult, Estimate, Executor, mean_interval
 from proact_onnx.campaign.layerwise import layerwise_distances
 from proact_onnx.campaign.subject import Subject, versions
 from proact_onnx.data import Dataset
@@ -132,8 +132,12 @@ class MethodComparison:
             for path in kept:
                 path.unlink(missing_ok=True)
 
-    def run(self, reporter: Reporter) -> list[CampaignResult]:
+    def run(self, reporter: Reporter, executor: Executor | None = None) -> list[CampaignResult]:
         """Do what is not done yet, and write ``comparison.json``.
+
+        Args:
+            reporter: Receives progress.
+            executor: Where the trials of campaigns run; by default in this process.
 
         Returns:
             A campaign for each contender, under its title.
@@ -152,7 +156,7 @@ class MethodComparison:
                 self._settings.preprocessing,
                 self._settings.runtime,
             )
-            result = campaign.run(self.record(contender), reporter)
+            result = campaign.run(self.record(contender), reporter, executor)
             results.append(replace(result, model=contender.title))
         distances = {c.name: self._distance(c, reporter) for c in self.contenders}
         self._write(hardened, distances)

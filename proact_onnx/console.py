@@ -8,10 +8,21 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
+    Task,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
+
+
+class _RateColumn(ProgressColumn):
+    """Steps a second, lately."""
+
+    def render(self, task: Task) -> Text:
+        rate = task.finished_speed or task.speed
+        return Text("" if rate is None else f"{rate:,.3g}/s")
 
 
 class BarReporter:
@@ -30,6 +41,8 @@ class BarReporter:
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
+            _RateColumn(),
+            TextColumn("{task.fields[status]}"),
             console=console,
             disable=not console.is_terminal,
         )
@@ -45,7 +58,7 @@ class BarReporter:
 
     def begin(self, task: str, total: int) -> None:
         """Start a new bar."""
-        self._task = self._progress.add_task(escape(task), total=total)
+        self._task = self._progress.add_task(escape(task), total=total, status="")
 
     def advance(self, steps: int = 1) -> None:
         """Move the current bar on."""
@@ -54,6 +67,10 @@ class BarReporter:
     def expect(self, total: int) -> None:
         """Make the current bar shorter or longer."""
         self._progress.update(self._task, total=total)  # type: ignore[arg-type]
+
+    def status(self, text: str) -> None:
+        """Show a few words behind the current bar."""
+        self._progress.update(self._task, status=escape(text))  # type: ignore[arg-type]
 
     def notice(self, text: str) -> None:
         """Print a sentence above the bars."""

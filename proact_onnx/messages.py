@@ -1,9 +1,10 @@
 """Questions to ONNX messages that the onnx package leaves open."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 import onnx
 from onnx import numpy_helper
@@ -73,6 +74,29 @@ def with_values(model: onnx.ModelProto, values: Mapping[str, npt.NDArray[Any]]) 
             tensor if changed is None else numpy_helper.from_array(changed, tensor.name)
         )
     return copy
+
+
+def take_apart(model: onnx.ModelProto) -> tuple[bytes, list[npt.NDArray[np.uint8]]]:
+    """Serialise a model of any size; one message ends at 2 GiB.
+
+    Returns:
+        The model without its initializers, and each of these: bytes in arrays, which can be sent
+        to other processes without a copy.
+    """
+    tensors = [tensor.SerializeToString() for tensor in model.graph.initializer]
+    return (
+        _without_initializers(model).SerializeToString(),
+        [np.frombuffer(tensor, np.uint8) for tensor in tensors],
+    )
+
+
+def put_together(rest: bytes, tensors: Sequence[npt.NDArray[np.uint8]]) -> onnx.ModelProto:
+    """Undo `take_apart`."""
+    model = onnx.ModelProto()
+    model.ParseFromString(rest)
+    for tensor in tensors:
+        model.graph.initializer.append(onnx.TensorProto.FromString(tensor.tobytes()))
+    return model
 
 
 def sort_nodes(model: onnx.ModelProto) -> bool:

@@ -18,6 +18,9 @@ class Reporter(Protocol):
     def expect(self, total: int) -> None:
         """Correct the number of steps of the current task."""
 
+    def status(self, text: str) -> None:
+        """Show in a few words how the current task stands, in place of what was shown before."""
+
     def notice(self, text: str) -> None:
         """Pass on one sentence the user may want to know."""
 
@@ -35,6 +38,9 @@ class SilentReporter:
         """Do nothing."""
 
     def expect(self, total: int) -> None:
+        """Do nothing."""
+
+    def status(self, text: str) -> None:
         """Do nothing."""
 
     def notice(self, text: str) -> None:

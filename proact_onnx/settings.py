@@ -462,6 +462,32 @@ class ProfileSettings:
 
 
 @dataclass(frozen=True)
+class ClusterSettings:
+    """Who runs the trials of campaigns. Changes no number.
+
+    Attributes:
+        workers: Processes that run trials; 0: this one, or with ``ray`` as many as the cluster
+            has room for.
+        ray: Address of a Ray cluster, or ``auto`` on one of its machines; None starts the workers
+            on this machine.
+        gpus_per_worker: GPUs that a worker takes: a share of one, or a whole number.
+    """
+
+    workers: int = 0
+    ray: str | None = None
+    gpus_per_worker: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check(self.workers, "workers", 0)
+        _check(self.gpus_per_worker, "gpus-per-worker", 0.0)
+        if self.gpus_per_worker > 1 and self.gpus_per_worker % 1:
+            raise SettingsError(
+                f"gpus-per-worker is {self.gpus_per_worker:g}: give a share below 1, or a whole "
+                "number"
+            )
+
+
+@dataclass(frozen=True)
 class OutputSettings:
     """Where results go.
 
@@ -494,6 +520,7 @@ class Settings:
         sensitivity: Table ``[sensitivity]``.
         compare: Table ``[compare]``.
         profile: Table ``[profile]``.
+        cluster: Table ``[cluster]``.
         output: Table ``[output]``.
     """
 
@@ -506,6 +533,7 @@ class Settings:
     sensitivity: SensitivitySettings = field(default_factory=SensitivitySettings)
     compare: CompareSettings = field(default_factory=CompareSettings)
     profile: ProfileSettings = field(default_factory=ProfileSettings)
+    cluster: ClusterSettings = field(default_factory=ClusterSettings)
     output: OutputSettings = field(default_factory=OutputSettings)
 
     def override(self, table: str, options: Mapping[str, Any]) -> Self:

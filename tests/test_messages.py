@@ -1,7 +1,14 @@
 import numpy as np
 import onnx
 
-from proact_onnx.messages import extents, node_reads, sort_nodes, without_weights
+from proact_onnx.messages import (
+    extents,
+    node_reads,
+    put_together,
+    sort_nodes,
+    take_apart,
+    without_weights,
+)
 from tests.numerics import operators, parse
 
 NET = """
@@ -63,3 +70,11 @@ def test_a_cycle_is_left_alone() -> None:
     before = model.SerializeToString(deterministic=True)
     assert not sort_nodes(model)
     assert model.SerializeToString(deterministic=True) == before
+
+
+def test_a_model_taken_apart_is_put_together_again() -> None:
+    model = net()
+    rest, tensors = take_apart(model)
+    assert not onnx.load_model_from_string(rest).graph.initializer
+    assert len(tensors) == 2
+    assert put_together(rest, tensors) == model

@@ -8,6 +8,7 @@ from proact_onnx.campaign.distributions import (
     LayerDistribution,
 )
 from proact_onnx.campaign.estimates import Estimate, Spread, mean_interval
+from proact_onnx.campaign.executor import Executor, LocalExecutor
 from proact_onnx.campaign.histogram import Histogram
 from proact_onnx.campaign.judge import Alarms, Verdict
 from proact_onnx.campaign.reading import AtlasRecord, CampaignRecord, read_record
@@ -36,11 +37,13 @@ __all__ = [
     "DistributionStudy",
     "Distributions",
     "Estimate",
+    "Executor",
     "FaultSite",
     "FaultSummary",
     "Histogram",
     "LayerDistribution",
     "LayerEffect",
+    "LocalExecutor",
     "Reading",
     "Replay",
     "ReplayedTrial",

@@ -1,15 +1,16 @@
 """Running a campaign: the golden run, then every trial the record does not hold yet."""
 
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from proact_onnx.campaign.distance import ActivationMeter
 from proact_onnx.campaign.estimates import leveugle_sample_size
-from proact_onnx.campaign.plan import PILOT_IMAGES, PILOT_TRIALS, checks, images_per_trial
+from proact_onnx.campaign.executor import Executor, Job, LocalExecutor
+from proact_onnx.campaign.plan import PILOT_IMAGES, checks, images_per_trial
+from proact_onnx.campaign.series import Dispatch, Series
 from proact_onnx.campaign.store import CampaignFile, CampaignHeader, TrialResult, check_record
-from proact_onnx.campaign.subject import GoldenRun, Subject, tell_reuse
+from proact_onnx.campaign.subject import GoldenFacts, Subject
 from proact_onnx.campaign.summary import CampaignResult, Reading, summarise, summarise_one
-from proact_onnx.campaign.trial import TrialRunner
 from proact_onnx.data import Dataset, Preprocessing
 from proact_onnx.errors import SettingsError
 from proact_onnx.faults import (
@@ -23,6 +24,9 @@ from proact_onnx.faults import (
 )
 from proact_onnx.progress import LogReporter, Reporter
 from proact_onnx.settings import PAPER_TRIALS, InjectSettings, Protocol, RuntimeSettings
+
+# Seconds between two looks at the interval so far, for the terminal alone.
+_GLANCE = 2.0
 
 
 class Campaign:
@@ -69,93 +73,100 @@ class Campaign:
         """
         check_record(record, self._identity)
 
-    def run(self, record: Path, reporter: Reporter | None = None) -> CampaignResult:
+    def run(
+        self, record: Path, reporter: Reporter | None = None, executor: Executor | None = None
+    ) -> CampaignResult:
         """Run the trials that the record does not hold yet.
 
         Args:
             record: File of JSON lines; continued where it was left when it belongs to this
                 campaign. More trials or fault models may be asked for than at first.
             reporter: Receives progress.
+            executor: Where trials run; by default in this process. Changes no number.
 
         Raises:
-            CampaignError: If the record is damaged or belongs to another campaign.
+            CampaignError: If the record is damaged or belongs to another campaign, or no worker
+                is left to go on.
             ModelError: If the model cannot be run.
             OutputError: If the record cannot be written.
         """
         reporter = reporter or LogReporter()
         self.check(record)
-        subject, settings = self._subject, self.settings
-        trials_to_come = sum(self._counts.values())
-        rates = tuple(f.amount.ber for f in self.fault_models if isinstance(f.amount, Rate))
-        golden = subject.golden_run(
-            reporter,
-            trials_to_come,
-            PILOT_IMAGES if self._images is None else self._images,
-            rates if len(rates) == len(self.fault_models) else (),
-        )
-        meter = None
-        if settings.distance:
-            meter = ActivationMeter(golden.encoded, golden.images, subject.arguments)
-        trials = TrialRunner(golden, settings.seed, settings.record_faults, meter)
-        header = CampaignHeader(
-            identity=self._identity,
-            golden=subject.describe(golden),
-            made_by=subject.made_by(golden),
-        )
-        reading = self._reading(golden)
-        done: list[TrialResult] = []
-        with CampaignFile(record, header) as file:
-            for fault in self.fault_models:
-                reporter.begin(f"{subject.path.name} {fault.name}", self._counts[fault.name])
-                done += self._trials(fault, trials, file, reading, reporter)
-        tell_reuse(golden.stages, reporter)
+        subject = self._subject
+        with (executor or LocalExecutor()).open(self._job(), reporter) as crew:
+            golden = crew.facts
+            header = CampaignHeader(
+                identity=self._identity,
+                golden=subject.describe(golden),
+                made_by=subject.made_by(golden),
+            )
+            reading = self._reading(golden)
+            series = [self._series(fault, reading) for fault in self.fault_models]
+            with CampaignFile(record, header) as file:
+                dispatch = Dispatch(series, crew, file.trials)
+                for one in series:
+                    self._carry_out(one, dispatch, file, reading, reporter)
+            crew.reuse.tell(reporter)
         return CampaignResult(
             model=subject.path.name,
-            golden_accuracy=golden.judge.accuracy,
+            golden_accuracy=golden.accuracy,
             float_accuracy=golden.float_accuracy,
-            images=len(golden.images),
+            images=golden.images,
             bits=subject.space.bits,
-            saturated=golden.encoded.saturated,
+            saturated=golden.saturated,
             memory_overhead=subject.memory_overhead,
             labelled=golden.labelled,
-            classifier=golden.labels is not None,
+            classifier=golden.classifier,
             golden_classes=golden.classes,
-            summaries=summarise(done, reading),
+            summaries=summarise([trial for one in series for trial in one.done], reading),
             alarms=golden.alarms,
         )
 
-    def _trials(
+    def _job(self) -> Job:
+        rates = tuple(f.amount.ber for f in self.fault_models if isinstance(f.amount, Rate))
+        return Job(
+            subject=self._subject,
+            sources={fault.name: (fault, self._subject.space) for fault in self.fault_models},
+            trials=sum(self._counts.values()),
+            images=PILOT_IMAGES if self._images is None else self._images,
+            rates=rates if len(rates) == len(self.fault_models) else (),
+            distance=self.settings.distance,
+        )
+
+    def _series(self, fault: FaultModel, reading: Reading) -> Series:
+        wanted, most = self.settings.half_width, self._counts[fault.name]
+
+        def choose(trials: Sequence[TrialResult]) -> int:
+            return images_per_trial(trials, reading.golden_accuracy, reading.total)
+
+        def enough(trials: Sequence[TrialResult]) -> bool:
+            found = summarise_one(fault.name, trials, reading).accuracy.half_width
+            return wanted is not None and 100.0 * found <= wanted
+
+        stops = () if wanted is None else checks(most)
+        return Series(fault.name, most, self._images, choose, stops, enough)
+
+    def _carry_out(
         self,
-        fault: FaultModel,
-        runner: TrialRunner,
+        series: Series,
+        dispatch: Dispatch,
         file: CampaignFile,
         reading: Reading,
         reporter: Reporter,
-    ) -> list[TrialResult]:
-        done: list[TrialResult] = []
-        stops = self._stops(fault)
-        images = PILOT_IMAGES if self._images is None else self._images
-        for trial in range(self._counts[fault.name]):
-            if trial == PILOT_TRIALS and self._images is None:
-                images = images_per_trial(done, reading.golden_accuracy, reading.total)
-            if trial in stops and self._narrow(fault, done, reading):
-                reporter.expect(trial)
-                break
-            if (fault.name, trial) not in file.trials:
-                file.append(runner.run(fault, self._subject.space, trial, images))
-            done.append(file.trials[fault.name, trial])
+    ) -> None:
+        reporter.begin(f"{self._subject.path.name} {series.fault}", series.most)
+        looked = time.monotonic()
+        for result in dispatch.results(series):
+            if result.key not in file.trials:
+                file.append(result)
             reporter.advance()
-        return done
-
-    def _stops(self, fault: FaultModel) -> frozenset[int]:
-        if self.settings.half_width is None:
-            return frozenset()
-        return frozenset(checks(self._counts[fault.name]))
-
-    def _narrow(self, fault: FaultModel, done: list[TrialResult], reading: Reading) -> bool:
-        wanted = self.settings.half_width
-        found = summarise_one(fault.name, done, reading).accuracy.half_width
-        return wanted is not None and 100.0 * found <= wanted
+            if time.monotonic() - looked > _GLANCE:
+                found = summarise_one(series.fault, series.done, reading).accuracy
+                spelled = (100.0 * value for value in (found.mean, found.low, found.high))
+                reporter.status("{:.2f} % [{:.2f}, {:.2f}]".format(*spelled))
+                looked = time.monotonic()
+        if len(series.done) < series.most:
+            reporter.expect(len(series.done))
 
     def _fixed_images(self) -> int | None:
         """Images of every trial; None where a pilot chooses."""
@@ -181,12 +192,12 @@ class Campaign:
         sample = leveugle_sample_size(places, settings.margin / 100.0, settings.confidence)
         return min(places, settings.trials or sample)
 
-    def _reading(self, golden: GoldenRun) -> Reading:
+    def _reading(self, golden: GoldenFacts) -> Reading:
         requirement = self.settings.requirement
         return Reading(
-            golden_accuracy=golden.judge.accuracy,
+            golden_accuracy=golden.accuracy,
             confidence=self.settings.confidence,
-            total=len(golden.images),
+            total=golden.images,
             requirement=None if requirement is None else requirement / 100.0,
             places={
                 fault.name: fault.places(self._subject.space)

@@ -3,17 +3,18 @@
 import csv
 import io
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from proact_onnx.campaign.estimates import Estimate, finite_population, mean_interval
+from proact_onnx.campaign.executor import Executor, Job, LocalExecutor
+from proact_onnx.campaign.series import Dispatch, Series
 from proact_onnx.campaign.store import CampaignFile, CampaignHeader, TrialResult, check_record
-from proact_onnx.campaign.subject import Subject, tell_reuse
+from proact_onnx.campaign.subject import Subject
 from proact_onnx.campaign.summary import Reading
-from proact_onnx.campaign.trial import TrialRunner
 from proact_onnx.data import Dataset, Preprocessing
 from proact_onnx.faults import FaultModel, FaultSpace, Kind, Single
 from proact_onnx.files import write_text
@@ -151,47 +152,61 @@ class Sensitivity:
         """
         check_record(record, self._identity)
 
-    def run(self, record: Path, reporter: Reporter | None = None) -> Atlas:
+    def run(
+        self, record: Path, reporter: Reporter | None = None, executor: Executor | None = None
+    ) -> Atlas:
         """Run the trials that the record does not hold yet.
 
         Args:
             record: File of JSON lines, as a campaign writes it.
             reporter: Receives progress.
+            executor: Where trials run; by default in this process. Changes no number.
 
         Raises:
-            CampaignError: If the record is damaged or belongs to another campaign.
+            CampaignError: If the record is damaged or belongs to another campaign, or no worker
+                is left to go on.
             OutputError: If the record cannot be written.
         """
         reporter = reporter or LogReporter()
         self.check(record)
         subject = self._subject
-        wanted = [
-            (cell, trial)
-            for cell in self.cells
-            for trial in range(min(self._settings.trials, _SINGLE.places(cell.space)))
-        ]
-        images = self._settings.images
-        hits = Counter(p.name for cell, _ in wanted for p in cell.space.parameters)
-        golden = subject.golden_run(reporter, len(wanted), images, weights=hits)
-        trials = TrialRunner(golden, subject.settings.seed, subject.settings.record_faults)
-        header = CampaignHeader(
-            identity=self._identity,
-            golden=subject.describe(golden),
-            made_by=subject.made_by(golden),
-        )
-        with CampaignFile(record, header) as file:
-            reporter.begin(subject.path.name, len(wanted))
-            for cell, trial in wanted:
-                if (cell.name, trial) not in file.trials:
-                    file.append(trials.run(_SINGLE, cell.space, trial, images, cell.name))
-                reporter.advance()
-            found = {key: file.trials[key] for key in ((c.name, t) for c, t in wanted)}
-        tell_reuse(golden.stages, reporter)
+        counts = {
+            cell: min(self._settings.trials, _SINGLE.places(cell.space)) for cell in self.cells
+        }
+        with (executor or LocalExecutor()).open(self._job(counts), reporter) as crew:
+            golden = crew.facts
+            header = CampaignHeader(
+                identity=self._identity,
+                golden=subject.describe(golden),
+                made_by=subject.made_by(golden),
+            )
+            images = self._settings.images
+            series = [Series(cell.name, count, images) for cell, count in counts.items()]
+            with CampaignFile(record, header) as file:
+                reporter.begin(subject.path.name, sum(counts.values()))
+                dispatch = Dispatch(series, crew, file.trials)
+                for result in (result for one in series for result in dispatch.results(one)):
+                    if result.key not in file.trials:
+                        file.append(result)
+                    reporter.advance()
+            crew.reuse.tell(reporter)
         return summarise_cells(
             subject.path.name,
             self.cells,
-            found.values(),
-            Reading(golden.judge.accuracy, subject.settings.confidence, len(subject.data)),
+            [result for one in series for result in one.done],
+            Reading(golden.accuracy, subject.settings.confidence, golden.images),
+        )
+
+    def _job(self, counts: Mapping[Cell, int]) -> Job:
+        hits: Counter[str] = Counter()
+        for cell, count in counts.items():
+            hits.update({parameter.name: count for parameter in cell.space.parameters})
+        return Job(
+            subject=self._subject,
+            sources={cell.name: (_SINGLE, cell.space) for cell in self.cells},
+            trials=sum(counts.values()),
+            images=self._settings.images,
+            weights=hits,
         )
 
 

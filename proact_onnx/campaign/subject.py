@@ -1,12 +1,14 @@
 """The model under test: what is known before anything runs, and its golden run."""
 
+import copy
 import datetime
+import functools
 import importlib.metadata
 import platform
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +17,7 @@ from proact_onnx.campaign.encoded import EncodedModel, encode_model
 from proact_onnx.campaign.judge import ClassJudge, ElementJudge, PerClass
 from proact_onnx.data import Dataset, Preprocessing, check_labels, prepare_inputs
 from proact_onnx.engine import (
+    FaultEngine,
     PrefixCache,
     Provider,
     Session,
@@ -27,7 +30,7 @@ from proact_onnx.engine import (
     runtime_version,
     top1,
 )
-from proact_onnx.errors import ModelError
+from proact_onnx.errors import CampaignError, ModelError
 from proact_onnx.faults import (
     FaultSpace,
     fault_space,
@@ -35,6 +38,7 @@ from proact_onnx.faults import (
     parameter_count,
     parse_format,
 )
+from proact_onnx.messages import put_together, take_apart
 from proact_onnx.model import image_input, load_model, model_digest
 from proact_onnx.monitor import Flags, Monitor, read_monitor, separate_counts
 from proact_onnx.progress import Reporter
@@ -46,6 +50,52 @@ Array = npt.NDArray[Any]
 Indices = npt.NDArray[np.int64]
 
 _FLOAT_IMAGES = 1024
+# Batches by which an engine proves that it gives the scores of a golden run made elsewhere.
+_PROOF_BATCHES = 4
+
+
+@dataclass(frozen=True)
+class GoldenFacts:
+    """What records and summaries need to know of a golden run.
+
+    Attributes:
+        accuracy: Its accuracy on all images, from 0 to 1.
+        float_accuracy: Accuracy of the model as the file stores it; see `GoldenRun`.
+        images: Images in the data set.
+        saturated: Parameters outside the range of the format.
+        labelled: Whether labels were given.
+        classifier: Whether outputs are class scores.
+        classes: By class, images and how many are classified so; None unless counted.
+        monitor: What the file says about its monitor; None where it has none.
+        alarms: How many images raise the monitor's alarm; None without a monitor.
+        notice: Which engine ran, and why.
+    """
+
+    accuracy: float
+    float_accuracy: float
+    images: int
+    saturated: int
+    labelled: bool
+    classifier: bool
+    classes: PerClass | None
+    monitor: Monitor | None
+    alarms: int | None
+    notice: str
+
+
+@dataclass(frozen=True)
+class KnownScores:
+    """What a golden run in another process gave, so that it need not be made again.
+
+    Attributes:
+        outputs: Scores of all images, ``[N, ...]``.
+        counts: What a monitor's layers count, ``[N, 1]`` each; empty without one.
+        float_accuracy: See `GoldenRun`.
+    """
+
+    outputs: Array
+    counts: tuple[Array, ...]
+    float_accuracy: float
 
 
 @dataclass(frozen=True)
@@ -56,37 +106,46 @@ class GoldenRun:
         encoded: The model's parameters as stored.
         stages: Run it, each from some tensor on; hold no faults between trials.
         images: Preprocessed images, ``[N, ...]``.
+        scores: What the model gives for them.
         judge: Compares outputs with those of the golden run.
         labels: int64 ``[N]``: the labels given, or the golden run's classes; None where outputs
             are not class scores.
         labelled: Whether labels were given.
         monitor: What the file says about its monitor; None where it has none.
-        float_accuracy: Accuracy of the model as the file stores it, from 0 to 1, on at most 1,024
-            images spread evenly over the data set.
         notice: Which engine runs, and why.
+
+    The accuracy of the model as the file stores it is measured on at most 1,024 images spread
+    evenly over the data set.
     """
 
     encoded: EncodedModel
     stages: PrefixCache
     images: Array
+    scores: KnownScores
     judge: ClassJudge | ElementJudge
     labels: npt.NDArray[np.int64] | None
     labelled: bool
     monitor: Monitor | None
-    float_accuracy: float
     notice: str
 
     @property
-    def classes(self) -> PerClass | None:
-        """By class, images and how many are classified so without faults; None unless counted."""
-        if not isinstance(self.judge, ClassJudge):
-            return None
-        return self.judge.unchanged(np.arange(len(self.images))).classes
-
-    @property
-    def alarms(self) -> int | None:
-        """How many images raise the monitor's alarm without faults; None without a monitor."""
-        return None if self.judge.alarms is None else int(np.count_nonzero(self.judge.alarms))
+    def facts(self) -> GoldenFacts:
+        """What records and summaries need to know of it."""
+        classes = None
+        if isinstance(self.judge, ClassJudge):
+            classes = self.judge.unchanged(np.arange(len(self.images))).classes
+        return GoldenFacts(
+            accuracy=self.judge.accuracy,
+            float_accuracy=self.scores.float_accuracy,
+            images=len(self.images),
+            saturated=self.encoded.saturated,
+            labelled=self.labelled,
+            classifier=self.labels is not None,
+            classes=classes,
+            monitor=self.monitor,
+            alarms=None if self.judge.alarms is None else int(np.count_nonzero(self.judge.alarms)),
+            notice=self.notice,
+        )
 
     def observe(self, stage: Stage, chosen: Indices) -> tuple[Array, Flags | None]:
         """Run some images with the parameters as a stage holds them.
@@ -98,7 +157,7 @@ class GoldenRun:
         return outputs, _raised(self.monitor, counts)
 
 
-def _raised(monitor: Monitor | None, counts: list[Array]) -> Flags | None:
+def _raised(monitor: Monitor | None, counts: Sequence[Array]) -> Flags | None:
     return None if monitor is None else monitor.raised(np.concatenate(counts, axis=1))
 
 
@@ -107,13 +166,6 @@ def versions(*more: str) -> dict[str, str]:
     packages = ("proact-onnx", "numpy", "onnx", *more)
     found = {package: importlib.metadata.version(package) for package in packages}
     return {**found, "onnxruntime": runtime_version(), "python": platform.python_version()}
-
-
-def tell_reuse(stages: PrefixCache, reporter: Reporter) -> None:
-    """Say how far trials were spared what lies before their faults."""
-    if stages.made + stages.discarded:
-        refused = f", and {stages.discarded} did not prove exact" if stages.discarded else ""
-        reporter.notice(f"prefix reuse: trials started from {stages.made} inner tensors{refused}")
 
 
 class Subject:
@@ -164,7 +216,7 @@ class Subject:
         # All images are prepared for the golden run; the first shows whether they fit.
         self.prepare(data.images[:1])
 
-    @property
+    @functools.cached_property
     def identity(self) -> dict[str, Any]:
         """Everything a trial's numbers depend on, its fault model apart."""
         settings = self.settings
@@ -188,6 +240,41 @@ class Subject:
             "seed": settings.seed,
         }
 
+    @functools.cached_property
+    def images(self) -> Array:
+        """All images as the model takes them, ``[N, ...]``."""
+        return self.prepare(self.data.images)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Send the prepared images in place of the stored ones: trials need no others."""
+        images = self.images
+        return {
+            **self.__dict__,
+            "identity": self.identity,
+            "images": images,
+            "data": replace(self.data, images=images),
+            "model": take_apart(self.model),
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.model = put_together(*state["model"])
+
+    def content_digests(self) -> dict[str, str]:
+        """Digests of the model and the images as trials use them, worked out anew.
+
+        Two processes that are to run the same trials agree on them.
+        """
+        images = replace(self.data, images=self.images)
+        return {"model": model_digest(self.model), "images": images.digest}
+
+    def with_threads(self, threads: int) -> Self:
+        """Return the same subject, run by so many threads within an operator."""
+        changed = copy.copy(self)
+        provider, _, batch_size = self.arguments
+        changed.arguments = (provider, threads, batch_size)
+        return changed
+
     def golden_run(
         self,
         reporter: Reporter,
@@ -195,10 +282,12 @@ class Subject:
         images_per_trial: int,
         rates: tuple[float, ...] = (),
         weights: Mapping[str, int] | None = None,
+        known: KnownScores | None = None,
     ) -> GoldenRun:
         """Encode the model, open the fastest engine that is proved right, and run without faults.
 
-        The other arguments decide which intermediate values are worth keeping, and no result.
+        Numbers of trials and images, rates and weights decide which intermediate values are worth
+        keeping, and no result.
 
         Args:
             reporter: Receives the choice of the engine, and warnings.
@@ -207,55 +296,36 @@ class Subject:
             rates: Their bit error rates; without any, trials have single upsets.
             weights: By parameter, how many trials will hit it, in any unit; by default as many as
                 it has bits.
+            known: What the golden run gave in another process; it is proved on some batches
+                instead of being made again.
 
         Raises:
             ModelError: If the model cannot be run, or gives no finite output.
             DataError: If the labels do not fit the model.
+            CampaignError: If the scores are not those of the golden run that is known.
         """
-        images = self.prepare(self.data.images)
+        images = self.images
         # Only told beside the results, so it need not cost as much as the golden run.
         sample = np.arange(min(len(images), _FLOAT_IMAGES)) * len(images)
         sample //= len(sample)
-        plain = Session(self.model, *self.arguments).run(images[sample])
+        plain = None if known else Session(self.model, *self.arguments).run(images[sample])
         encoded = encode_model(self.model, self.space, self.format)
         chosen = choose_engine(encoded.model, list(encoded.parameters), images, *self.arguments)
         reporter.notice(f"{self.path.name}: {chosen.notice}")
-        outputs, *counts = (
-            run_all(chosen.engine, images) if self.monitor else [chosen.engine.run(images)]
-        )
-        alarms = _raised(self.monitor, counts)
-        if len(outputs) != len(images):
-            raise ModelError(
-                f"{self.path.name} does not keep its images apart: its first output has shape "
-                f"{list(outputs.shape)} for {len(images):,} images; export the model with a batch "
-                "axis"
-            )
-        if not np.isfinite(outputs.reshape(len(outputs), -1)).all(axis=1).any():
-            raise ModelError(
-                f"{self.path.name} gives no finite output once its parameters are stored as "
-                f"{self.format.name}: choose a --format with a wider range"
-            )
-        judge: ClassJudge | ElementJudge
-        labels = None
-        if is_classifier(outputs):
-            classes = int(np.prod(outputs.shape[1:]))
-            check_labels(self.data, classes)
-            golden = top1(outputs)
-            labels = golden.classes if self.data.labels is None else self.data.labels
-            judge = ClassJudge(golden, labels, classes, self.settings.per_class, alarms)
-            float_accuracy = float(top1(plain).correct(labels[sample]).mean())
-            if self.data.labels is not None:
-                warning = chance_warning(judge.accuracy, classes, len(images))
-                if warning is not None:
-                    reporter.warn(warning)
+        if known is None:
+            outputs, *counts = self._outputs(chosen.engine)
         else:
-            judge = ElementJudge(outputs, self.settings.tolerance, alarms)
-            float_accuracy = judge.compare(plain, sample).correct / len(sample)
-            reporter.notice(
-                f"{self.path.name}: the output of shape {list(outputs.shape[1:])} an image is no "
-                f"vector of class scores, so an image counts as right where every element is "
-                f"within {self.settings.tolerance:g} of the fault-free output's largest"
-            )
+            outputs, counts = known.outputs, list(known.counts)
+            self._prove(chosen.engine, outputs)
+        judge, labels = self._judge(outputs, _raised(self.monitor, counts), reporter)
+        if known is None:
+            assert plain is not None
+            if isinstance(judge, ClassJudge):
+                right = top1(plain).correct(judge.labels[sample])
+                known = KnownScores(outputs, tuple(counts), float(right.mean()))
+            else:
+                within = judge.compare(plain, sample).correct
+                known = KnownScores(outputs, tuple(counts), within / len(sample))
         _, threads, batch_size = self.arguments
         bits = weights or {p.name: p.size * len(p.bits) for p in self.space.parameters}
         stages = PrefixCache(
@@ -273,26 +343,80 @@ class Subject:
             encoded=encoded,
             stages=stages,
             images=images,
+            scores=known,
             judge=judge,
             labels=labels,
             labelled=labels is not None and self.data.labels is not None,
             monitor=self.monitor,
-            float_accuracy=float_accuracy,
             notice=chosen.notice,
         )
 
-    def describe(self, golden: GoldenRun) -> dict[str, Any]:
+    def _outputs(self, engine: FaultEngine) -> list[Array]:
+        """What the model gives for all images, and what its monitor counts."""
+        outputs, *counts = (
+            run_all(engine, self.images) if self.monitor else [engine.run(self.images)]
+        )
+        if len(outputs) != len(self.images):
+            raise ModelError(
+                f"{self.path.name} does not keep its images apart: its first output has shape "
+                f"{list(outputs.shape)} for {len(self.images):,} images; export the model with a "
+                "batch axis"
+            )
+        if not np.isfinite(outputs.reshape(len(outputs), -1)).all(axis=1).any():
+            raise ModelError(
+                f"{self.path.name} gives no finite output once its parameters are stored as "
+                f"{self.format.name}: choose a --format with a wider range"
+            )
+        return [outputs, *counts]
+
+    def _prove(self, engine: FaultEngine, outputs: Array) -> None:
+        """Compare an engine with scores from elsewhere, in batches as they were made there."""
+        declared = self._input.shape[0] if self._input.shape else None
+        batch = declared or self.arguments[2]
+        starts = np.arange(0, len(self.images), batch)
+        looked_at = np.linspace(0, len(starts) - 1, min(len(starts), _PROOF_BATCHES)).astype(int)
+        for start in starts[looked_at]:
+            part = slice(start, start + batch)
+            if engine.run(self.images[part]).tobytes() != outputs[part].tobytes():
+                raise CampaignError(
+                    f"the fault-free scores of {self.path.name} are not bit for bit those of the "
+                    "first worker, as between processors of different kinds: use machines of one "
+                    "kind"
+                )
+
+    def _judge(
+        self, outputs: Array, alarms: Flags | None, reporter: Reporter
+    ) -> tuple[ClassJudge | ElementJudge, npt.NDArray[np.int64] | None]:
+        if is_classifier(outputs):
+            classes = int(np.prod(outputs.shape[1:]))
+            check_labels(self.data, classes)
+            golden = top1(outputs)
+            labels = golden.classes if self.data.labels is None else self.data.labels
+            judge = ClassJudge(golden, labels, classes, self.settings.per_class, alarms)
+            if self.data.labels is not None:
+                warning = chance_warning(judge.accuracy, classes, len(outputs))
+                if warning is not None:
+                    reporter.warn(warning)
+            return judge, labels
+        reporter.notice(
+            f"{self.path.name}: the output of shape {list(outputs.shape[1:])} an image is no "
+            f"vector of class scores, so an image counts as right where every element is "
+            f"within {self.settings.tolerance:g} of the fault-free output's largest"
+        )
+        return ElementJudge(outputs, self.settings.tolerance, alarms), None
+
+    def describe(self, golden: GoldenFacts) -> dict[str, Any]:
         """What a record says of the golden run, and all that reading it needs beside the trials."""
         described: dict[str, Any] = {
             "name": self.path.name,
-            "accuracy": golden.judge.accuracy,
+            "accuracy": golden.accuracy,
             "float_accuracy": golden.float_accuracy,
             "images": len(self.data),
             "fault_space_bits": self.space.bits,
-            "saturated": golden.encoded.saturated,
+            "saturated": golden.saturated,
             "memory_overhead": self.memory_overhead,
             "labelled": golden.labelled,
-            "classifier": golden.labels is not None,
+            "classifier": golden.classifier,
             "classes": golden.classes,
             "confidence": self.settings.confidence,
             "requirement": self.settings.requirement,
@@ -304,7 +428,7 @@ class Subject:
             described["monitor"] = {**asdict(golden.monitor), "alarms": golden.alarms}
         return described
 
-    def made_by(self, golden: GoldenRun) -> dict[str, str]:
+    def made_by(self, golden: GoldenFacts) -> dict[str, str]:
         """Versions of everything that takes part, the files, and the time."""
         return {
             **versions(),

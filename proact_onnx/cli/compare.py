@@ -17,6 +17,7 @@ from proact_onnx.cli.options import (
     Config,
     Force,
     Format,
+    GpusPerWorker,
     HalfWidth,
     LayoutOption,
     LearningData,
@@ -25,6 +26,7 @@ from proact_onnx.cli.options import (
     Mean,
     OutputFolder,
     ProviderOption,
+    RayAddress,
     Resize,
     Scale,
     Seed,
@@ -35,6 +37,7 @@ from proact_onnx.cli.options import (
     Threads,
     TrialImages,
     Trials,
+    Workers,
     setting,
 )
 from proact_onnx.cli.terminal import err, interrupted, say, show, spell
@@ -123,15 +126,19 @@ def compare(
     threads: Threads = None,
     batch_size: BatchSize = None,
     cache_memory: CacheMemory = None,
+    workers: Workers = None,
+    ray: RayAddress = None,
+    gpus_per_worker: GpusPerWorker = None,
     output_folder: OutputFolder = None,
     config: Config = None,
     force: Force = False,
 ) -> None:
     """Harden a model by several methods and measure all of them under the same faults."""
     from proact_onnx.compare import MethodComparison
+    from proact_onnx.distribute import open_cluster
     from proact_onnx.report import comparison_table, method_tables, read_comparison
 
-    settings = gather(locals(), "compare", "inject", "preprocessing", "runtime")
+    settings = gather(locals(), "compare", "inject", "preprocessing", "runtime", "cluster")
     settings = settings.override("harden", {"max_accuracy_drop": max_accuracy_drop})
     settings = with_source(settings, "calibration", data, labels, part)
     settings = with_source(settings, "test", test_data, test_labels, test_part)
@@ -152,8 +159,8 @@ def compare(
     if force:
         comparison.forget()
     try:
-        with BarReporter(err) as reporter:
-            results = comparison.run(reporter)
+        with open_cluster(settings.cluster) as executor, BarReporter(err) as reporter:
+            results = comparison.run(reporter, executor)
     except KeyboardInterrupt:
         interrupted("what is finished is kept; run the same command again to go on")
     level = settings.inject.confidence

@@ -18,12 +18,14 @@ from proact_onnx.cli.options import (
     Config,
     Force,
     Format,
+    GpusPerWorker,
     HalfWidth,
     LayerPatterns,
     LayoutOption,
     Mean,
     OutputFolder,
     ProviderOption,
+    RayAddress,
     RecordFaults,
     Resize,
     Scale,
@@ -37,6 +39,7 @@ from proact_onnx.cli.options import (
     Tolerance,
     TrialImages,
     Trials,
+    Workers,
     setting,
 )
 from proact_onnx.cli.outputs import result_files, set_aside
@@ -161,6 +164,9 @@ def inject(
     threads: Threads = None,
     batch_size: BatchSize = None,
     cache_memory: CacheMemory = None,
+    workers: Workers = None,
+    ray: RayAddress = None,
+    gpus_per_worker: GpusPerWorker = None,
     output_folder: OutputFolder = None,
     plot: Annotated[
         Path | None,
@@ -175,6 +181,7 @@ def inject(
     """Flip bits of stored parameters at random and measure what is left of the accuracy."""
     from proact_onnx.campaign import Campaign
     from proact_onnx.campaign.summary import write_csv
+    from proact_onnx.distribute import open_cluster
     from proact_onnx.model import check_writable
     from proact_onnx.report import (
         campaign_table,
@@ -187,7 +194,7 @@ def inject(
         plot_accuracy,
     )
 
-    settings = gather(locals(), "inject", "preprocessing", "runtime")
+    settings = gather(locals(), "inject", "preprocessing", "runtime", "cluster")
     settings = with_source(settings, "test", data, labels, part)
     settings = settings.override("output", {"folder": output_folder, "plot": plot})
     paths = models or with_hardened(need_model(None, settings), settings)
@@ -214,10 +221,10 @@ def inject(
             campaign.check(record)
     results = []
     try:
-        with BarReporter(err) as reporter:
+        with open_cluster(settings.cluster) as executor, BarReporter(err) as reporter:
             for campaign, record in zip(campaigns, records, strict=True):
                 with set_aside(record, _summary(record)) if force else nullcontext():
-                    results.append(campaign.run(record, reporter))
+                    results.append(campaign.run(record, reporter, executor))
     except KeyboardInterrupt:
         interrupted("finished trials are kept; run the same command again to go on")
     level = settings.inject.confidence

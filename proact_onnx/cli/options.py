@@ -12,6 +12,7 @@ from proact_onnx.settings import PROVIDERS, Settings
 DATA = "Images and labels"
 PREPROCESSING = "From stored images to the model's input"
 RUNTIME = "ONNX Runtime"
+CLUSTER = "Workers"
 FAULTS = "Faults"
 STATISTICS = "Trials"
 FILES = "Settings and results"
@@ -154,6 +155,23 @@ CacheMemory = Annotated[
         "MiB for values of the fault-free run, so that trials start at their first fault; 0: none.",
         RUNTIME,
     ),
+]
+Workers = Annotated[
+    int | None,
+    setting("cluster.workers", "Processes that run trials; 0: this one alone.", CLUSTER),
+]
+RayAddress = Annotated[
+    str | None,
+    setting(
+        "cluster.ray",
+        "Run trials on this Ray cluster; auto: the one that this machine belongs to.",
+        CLUSTER,
+        "ADDRESS",
+    ),
+]
+GpusPerWorker = Annotated[
+    float | None,
+    setting("cluster.gpus_per_worker", "GPUs for each worker; a share, or whole ones.", CLUSTER),
 ]
 Format = Annotated[
     str | None,

@@ -17,11 +17,13 @@ from proact_onnx.cli.options import (
     Config,
     Force,
     Format,
+    GpusPerWorker,
     LayerPatterns,
     LayoutOption,
     Mean,
     OutputFolder,
     ProviderOption,
+    RayAddress,
     RecordFaults,
     Resize,
     Scale,
@@ -33,6 +35,7 @@ from proact_onnx.cli.options import (
     TestPart,
     Threads,
     Tolerance,
+    Workers,
     setting,
 )
 from proact_onnx.cli.outputs import set_aside
@@ -71,6 +74,9 @@ def sensitivity(
     threads: Threads = None,
     batch_size: BatchSize = None,
     cache_memory: CacheMemory = None,
+    workers: Workers = None,
+    ray: RayAddress = None,
+    gpus_per_worker: GpusPerWorker = None,
     output_folder: OutputFolder = None,
     heatmap: Annotated[
         Path | None,
@@ -86,10 +92,11 @@ def sensitivity(
 ) -> None:
     """Measure which layers, kinds of parameters and bits are critical, one upset at a time."""
     from proact_onnx.campaign import Sensitivity, write_atlas
+    from proact_onnx.distribute import open_cluster
     from proact_onnx.model import check_writable
     from proact_onnx.report import check_figure, plot_atlas, sensitivity_table
 
-    settings = gather(locals(), "sensitivity", "inject", "preprocessing", "runtime")
+    settings = gather(locals(), "sensitivity", "inject", "preprocessing", "runtime", "cluster")
     settings = with_source(settings, "test", data, labels, part)
     settings = settings.override("output", {"folder": output_folder, "heatmap": heatmap})
     path = need_model(model, settings)
@@ -113,10 +120,11 @@ def sensitivity(
         study.check(record)
     try:
         with (
+            open_cluster(settings.cluster) as executor,
             BarReporter(err) as reporter,
             set_aside(record, summary) if force else nullcontext(),
         ):
-            atlas = study.run(record, reporter)
+            atlas = study.run(record, reporter, executor)
     except KeyboardInterrupt:
         interrupted("finished trials are kept; run the same command again to go on")
     write_atlas(atlas, summary)
