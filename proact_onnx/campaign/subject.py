@@ -32,6 +32,7 @@ from proact_onnx.faults import (
     list_space,
     parameter_count,
     parse_format,
+    spell_storage,
 )
 from proact_onnx.model import image_input, load_model, model_digest
 from proact_onnx.progress import Reporter
@@ -191,6 +192,8 @@ class Subject:
         sample //= len(sample)
         plain = Session(self.model, *self.arguments).run(images[sample])
         encoded = encode_model(self.model, self.space, self.format)
+        if storage := spell_storage(self.space):
+            reporter.notice(f"{self.path.name}: format {self.format.name} applies to {storage}")
         chosen = choose_engine(encoded.model, list(encoded.parameters), images, *self.arguments)
         reporter.notice(f"{self.path.name}: {chosen.notice}")
         outputs = chosen.engine.run(images)

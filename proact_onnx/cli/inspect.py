@@ -25,7 +25,12 @@ def inspect(
     from proact_onnx.faults import fault_space
     from proact_onnx.inspection import FLOAT_BITS, inspect_model
     from proact_onnx.model import load_model
-    from proact_onnx.report import activation_table, cost_table, parameter_table
+    from proact_onnx.report import (
+        activation_table,
+        cost_table,
+        parameter_table,
+        storage_table,
+    )
 
     path = need_model(model, read_settings(config))
     found = inspect_model(path)
@@ -34,6 +39,9 @@ def inspect(
     say(
         f"{found.parameters:,} parameters; fault space of {found.fault_space_bits:,} bits as stored"
     )
+    parameters = fault_space(load_model(path), FLOAT_BITS).parameters
+    if any(parameter.stored_as for parameter in parameters):
+        show(storage_table(parameters))
     if found.protected:
         say(f"hardened already: {len(found.protected)} activations are bounded")
     if found.rescaled:
@@ -46,7 +54,7 @@ def inspect(
     for reason in dict.fromkeys(cost.reason for cost in found.costs if cost.reason):
         say(f"note: {reason}")
     if layers:
-        show(parameter_table(fault_space(load_model(path), FLOAT_BITS).parameters))
+        show(parameter_table(parameters))
     for left in found.unprotected:
         say(f"not protected: {left.name} ({left.op}), {left.reason}")
     for unfolded in found.unfolded:

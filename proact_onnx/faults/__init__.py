@@ -1,6 +1,7 @@
 """What can go wrong in memory: number formats, the fault space, and fault models to draw from."""
 
 from proact_onnx.faults.formats import (
+    AsStored,
     AutoScale,
     FixedPoint,
     FloatingPoint,
@@ -9,7 +10,7 @@ from proact_onnx.faults.formats import (
     NumberFormat,
     parse_format,
 )
-from proact_onnx.faults.listing import list_space, read_space, spell_bits
+from proact_onnx.faults.listing import list_space, read_space, spell_bits, spell_storage
 from proact_onnx.faults.models import (
     Along,
     Count,
@@ -31,6 +32,7 @@ from proact_onnx.faults.space import (
 
 __all__ = [
     "Along",
+    "AsStored",
     "AutoScale",
     "Count",
     "Effect",
@@ -55,5 +57,6 @@ __all__ = [
     "parse_format",
     "read_space",
     "spell_bits",
+    "spell_storage",
     "stream",
 ]

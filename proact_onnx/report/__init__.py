@@ -20,6 +20,7 @@ from proact_onnx.report.tables import (
     sensitivity_table,
     site_table,
     spell_fault,
+    storage_table,
     threshold_table,
 )
 from proact_onnx.report.write import WrittenReport, write_report
@@ -48,6 +49,7 @@ __all__ = [
     "sensitivity_table",
     "site_table",
     "spell_fault",
+    "storage_table",
     "threshold_table",
     "write_report",
 ]
