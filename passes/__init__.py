@@ -25,6 +25,7 @@ from passes.insert_hyrelu import LOWEST_OPSET, Form, InsertHyReLU, Site
 from passes.lift_constants import LiftConstants
 from passes.normalize_activations import NormalizeActivations
 from passes.rescale_weights import SCALE_SUFFIX, RescaleWeights, Sharing
+from passes.restore_rectifiers import RestoreRectifiers
 
 __all__ = [
     "LOWEST_OPSET",
@@ -44,6 +45,7 @@ __all__ = [
     "PreconditionError",
     "Refusal",
     "RescaleWeights",
+    "RestoreRectifiers",
     "Sharing",
     "Site",
     "data_flow",

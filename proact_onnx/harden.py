@@ -13,6 +13,7 @@ import numpy as np
 
 from proact_onnx.activations import Activation, find_activations
 from proact_onnx.checkpoint import FileCheckpoint
+from proact_onnx.code_ranges import Coded, act_on_codes, code_ranges
 from proact_onnx.data import Dataset, Preprocessing, split_disjoint
 from proact_onnx.engine import (
     Provider,
@@ -130,7 +131,7 @@ def harden(
     check_writable(output, (model,))
     refuse_overwrite(output, force)
     digest = model_digest(loaded)
-    prepared = prepare_model(loaded)
+    prepared = prepare_model(loaded, restore_rectifiers=True)
     for refusal in prepared.refusals:
         reporter.notice(f"BatchNormalization {refusal.node!r} is not folded: {refusal.reason}")
     activations = find_activations(prepared.model)
@@ -189,7 +190,14 @@ def harden(
             reporter=reporter,
         )
     )
-    thresholds = fitted.thresholds
+    coded = act_on_codes(
+        fitted.thresholds,
+        code_ranges(prepared.model, activations),
+        zero_top_code=form is Form.HARD,
+    )
+    _tell_codes(coded, form, model, reporter)
+    thresholds = coded.thresholds
+    activations = [a for a in activations if a.tensor in thresholds.values]
     inserted = insert(
         prepared.model,
         thresholds,
@@ -260,6 +268,26 @@ def _tell_refusals(rescaled: Rescaled, reporter: Reporter) -> None:
         reporter.warn(f"no layer is rescaled; of {first.node}, {first.reason}")
     else:
         reporter.warn("no layer is rescaled: the model stores no floating-point weights")
+
+
+def _tell_codes(coded: Coded, form: Form, model: Path, reporter: Reporter) -> None:
+    """Say what became of thresholds that no code of a quantiser exceeds."""
+    if coded.lowered:
+        reporter.notice(
+            f"{coded.lowered:,} of {coded.thresholds.count:,} thresholds lie above what the codes "
+            "in front of them can say: they are set half a step below the top code, so that "
+            "saturated codes become zero"
+        )
+    if coded.bounded and not coded.thresholds.values:
+        raise ModelError(
+            f"the quantisers of {model} bound every activation already, and form {form.value!r} "
+            "cannot do more at this granularity: use --form hard, or --granularity channel"
+        )
+    if coded.bounded:
+        reporter.notice(
+            f"{len(coded.bounded)} activations are left to their quantisers, which bound them no "
+            f"higher than form {form.value!r} would"
+        )
 
 
 def _choose(what: str, name: str, known: Mapping[str, Any] | list[Any]) -> str:

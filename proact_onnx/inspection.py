@@ -115,7 +115,7 @@ def inspect_model(path: Path) -> Inspection:
         ModelError: If the file is not a model this tool can work on.
     """
     stored = load_model(path)
-    prepared = prepare(stored)
+    prepared = prepare(stored, restore_rectifiers=True)
     model = prepared.model
     activations = find_activations(model)
     parameters = parameter_count(model)

@@ -78,7 +78,9 @@ class Rescaled:
     refusals: tuple[Refusal, ...]
 
 
-def prepare(model: onnx.ModelProto, fold_batchnorm: bool = True) -> Prepared:
+def prepare(
+    model: onnx.ModelProto, fold_batchnorm: bool = True, restore_rectifiers: bool = False
+) -> Prepared:
     """Bring a model into the form that is trained, measured and hardened.
 
     Model-local functions are inlined, constants become initializers, other spellings of Relu
@@ -88,6 +90,8 @@ def prepare(model: onnx.ModelProto, fold_batchnorm: bool = True) -> Prepared:
     Args:
         model: The model; it is not changed.
         fold_batchnorm: Whether to fold.
+        restore_rectifiers: Whether a Relu that quantisation folded into the range of a quantiser
+            becomes a node again, for a bound to stand behind it.
 
     Raises:
         ModelError: If the graph cannot be rewritten.
@@ -100,6 +104,7 @@ def prepare(model: onnx.ModelProto, fold_batchnorm: bool = True) -> Prepared:
     fold = passes.FoldBatchnorm()
     steps: list[passes.Pass] = [passes.LiftConstants(), passes.NormalizeActivations()]
     steps += [fold] if fold_batchnorm else []
+    steps += [passes.RestoreRectifiers()] if restore_rectifiers else []
     prepared, changes = _run(_with_types(model), [*steps, passes.Cleanup()])
     # The types were added for the passes' sake; the model keeps those it came with.
     stated = {info.name for info in model.graph.value_info}

@@ -54,6 +54,7 @@ class GoldenRun:
         stages: Run it, each from some tensor on; hold no faults between trials.
         images: Preprocessed images, ``[N, ...]``.
         judge: Compares outputs with those of the golden run.
+        output_shape: Shape of the output of one image.
         labels: int64 ``[N]``: the labels given, or the golden run's classes; None where outputs
             are not class scores.
         labelled: Whether labels were given.
@@ -66,6 +67,7 @@ class GoldenRun:
     stages: PrefixCache
     images: Array
     judge: ClassJudge | ElementJudge
+    output_shape: tuple[int, ...]
     labels: npt.NDArray[np.int64] | None
     labelled: bool
     float_accuracy: float
@@ -246,6 +248,7 @@ class Subject:
             stages=stages,
             images=images,
             judge=judge,
+            output_shape=outputs.shape[1:],
             labels=labels,
             labelled=labels is not None and self.data.labels is not None,
             float_accuracy=float_accuracy,

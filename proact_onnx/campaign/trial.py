@@ -1,5 +1,7 @@
 """One trial: draw, inject, run, judge, undo."""
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
@@ -9,6 +11,7 @@ from proact_onnx.campaign.images import choose_images
 from proact_onnx.campaign.judge import Verdict
 from proact_onnx.campaign.store import TrialResult
 from proact_onnx.campaign.subject import GoldenRun
+from proact_onnx.errors import RunError
 from proact_onnx.faults import FaultMap, FaultModel, FaultSpace
 
 Indices = npt.NDArray[np.int64]
@@ -83,16 +86,23 @@ class TrialRunner:
         golden = self._golden
         if not injection.words:
             return golden.judge.unchanged(chosen), None if self._meter is None else 0.0
-        if self._meter is not None:
-            outputs, effects = self._meter.effects(injection, golden.images[chosen])
-            return golden.judge.compare(outputs, chosen), mean_distance(effects)
-        stage = golden.stages.for_faults(injection.words)
+        try:
+            if self._meter is not None:
+                outputs, effects = self._meter.effects(injection, golden.images[chosen])
+                return golden.judge.compare(outputs, chosen), mean_distance(effects)
+            outputs = self._outputs(injection, chosen)
+        except RunError:
+            # Operators of quantised models refuse some scales: a fault that is detected.
+            outputs = np.full((len(chosen), *golden.output_shape), np.nan, np.float32)
+        return golden.judge.compare(outputs, chosen), None
+
+    def _outputs(self, injection: Injection, chosen: Indices) -> npt.NDArray[Any]:
+        stage = self._golden.stages.for_faults(injection.words)
         try:
             injection.put(stage.engine)
-            outputs = stage.run(chosen)
+            return stage.run(chosen)
         finally:
             injection.undo(stage.engine)
-        return golden.judge.compare(outputs, chosen), None
 
 
 def _spell(faults: FaultMap) -> dict[str, list[tuple[int, int]]]:

@@ -14,9 +14,9 @@ from proact_onnx.engine.session import (
     Provider,
     batches,
     create_session,
-    refused,
     running_provider,
     session_options,
+    stopped,
 )
 from proact_onnx.model import image_input, output_names
 
@@ -110,7 +110,7 @@ class DeviceEngine:
         try:
             self._session.run_with_iobinding(self._binding)
         except Exception as error:
-            raise refused(error) from error
+            raise stopped(error) from error
         return [np.atleast_1d(value)[:count] for value in self._binding.copy_outputs_to_cpu()]
 
     def _keep(self, images: Array) -> ort.OrtValue:

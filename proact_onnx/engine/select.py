@@ -14,6 +14,7 @@ from proact_onnx.engine.layout import LayoutError
 from proact_onnx.engine.portable import FreshSessionEngine
 from proact_onnx.engine.session import Array, Indices, Provider
 from proact_onnx.errors import ModelError
+from proact_onnx.faults import Role, quantiser_role
 from proact_onnx.model import computes_in_float16
 
 # How far outputs may lie apart, relative to the largest. Engines add in another order and round
@@ -105,8 +106,8 @@ def choose_engine(
     reasons = []
     if fresh.provider is Provider.CPU:
         # First the proof, then the engine: the memory of both need not be had at once.
-        proof = _Proof(fresh, model, parameters, images[:_CHECK_IMAGES])
         try:
+            proof = _Proof(fresh, model, parameters, images[:_CHECK_IMAGES])
             engine = InPlaceEngine(model, parameters, threads, batch_size)
         except (LayoutError, ModelError) as error:
             reasons.append(str(error))
@@ -129,6 +130,7 @@ class _Proof:
         self, fresh: FaultEngine, model: onnx.ModelProto, parameters: list[str], images: Array
     ) -> None:
         stored = {t.name: t for t in model.graph.initializer}
+        quantisers = _quantisers(model)
         rng = np.random.default_rng(0)
         self._images = images
         self._before: dict[str, tuple[Indices, Array]] = {}
@@ -137,7 +139,8 @@ class _Proof:
             values = numpy_helper.to_array(stored[name]).reshape(-1)
             elements = rng.choice(values.size, min(values.size, _CHECK_ELEMENTS), replace=False)
             self._before[name] = (elements, values[elements])
-            self._after[name] = (elements, _disturb(values, elements))
+            disturb = _nudge if name in quantisers else _disturb
+            self._after[name] = (elements, disturb(values, elements))
         self._undisturbed = fresh.run(images)
         self._disturbed = _run_with(fresh, self._after, images)
         for name, original in self._before.items():
@@ -176,6 +179,28 @@ def _disturb(values: Array, elements: Indices) -> Array:
         largest = np.abs(values[np.isfinite(values)]).max(initial=0)
         after = before + (largest or values.dtype.type(1))
     return after
+
+
+def _nudge(values: Array, elements: Indices) -> Array:
+    """Other scales and zero points: so near that codes do not saturate in every layer."""
+    before = values[elements]
+    after: Array
+    if values.dtype.kind in "iu":
+        after = before ^ values.dtype.type(1)
+    else:
+        after = before * values.dtype.type(1.25)
+    return after
+
+
+def _quantisers(model: onnx.ModelProto) -> set[str]:
+    """Names of scales and zero points."""
+    roles = (Role.SCALE, Role.ZERO_POINT)
+    return {
+        name
+        for node in model.graph.node
+        for position, name in enumerate(node.input)
+        if quantiser_role(node, position) in roles
+    }
 
 
 def _tolerance(model: onnx.ModelProto) -> float:

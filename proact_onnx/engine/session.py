@@ -12,7 +12,7 @@ import numpy.typing as npt
 import onnx
 import onnxruntime as ort
 
-from proact_onnx.errors import ModelError, SettingsError
+from proact_onnx.errors import ModelError, RunError, SettingsError
 from proact_onnx.model import ModelInput, image_input, output_names
 
 Array = npt.NDArray[Any]
@@ -128,6 +128,11 @@ def refused(error: Exception) -> ModelError:
     return ModelError(f"ONNX Runtime cannot run the model: {' '.join(str(error).split())}")
 
 
+def stopped(error: Exception) -> RunError:
+    """Put what ONNX Runtime says while running a model into one sentence."""
+    return RunError(str(refused(error)))
+
+
 def _providers(provider: Provider) -> list[str]:
     """Names of the providers to ask for, most wanted first."""
     if provider is Provider.AUTO:
@@ -205,14 +210,14 @@ class BatchRunner:
         """Yield the named outputs batch by batch, each ``[batch, ...]``.
 
         Raises:
-            ModelError: If ONNX Runtime fails at running the model.
+            RunError: If ONNX Runtime fails at running the model.
         """
         images = images if chosen is None else images[chosen]
         for batch, count in batches(images, self.input, self._batch_size):
             try:
                 values = self._session.run(list(outputs), {self.input.name: batch})
             except Exception as error:
-                raise refused(error) from error
+                raise stopped(error) from error
             yield [np.atleast_1d(value)[:count] for value in values]
 
 

@@ -20,6 +20,7 @@ from proact_onnx.faults.models import (
     Single,
     parse_fault_model,
 )
+from proact_onnx.faults.quantisers import Role, quantiser_role
 from proact_onnx.faults.sampling import Effect, FaultMap, stream
 from proact_onnx.faults.space import (
     FaultSpace,
@@ -47,6 +48,7 @@ __all__ = [
     "NumberFormat",
     "Parameter",
     "Rate",
+    "Role",
     "Shape",
     "Single",
     "added_count",
@@ -55,6 +57,7 @@ __all__ = [
     "parameter_count",
     "parse_fault_model",
     "parse_format",
+    "quantiser_role",
     "read_space",
     "spell_bits",
     "spell_storage",
