@@ -152,6 +152,7 @@ def harden(
     checkpoint = FileCheckpoint(checkpoint_path(output), identity, resume)
 
     original = Session(loaded, *provider)
+    del loaded
     calibrate, accept, report = (
         label_batch(part, original, preprocessing) for part in (fit_set, accept_set, test_set)
     )

@@ -8,7 +8,7 @@ import onnx
 
 from proact_onnx.activations import Activation, find_activations
 from proact_onnx.errors import ModelError
-from proact_onnx.faults import fault_space, parameter_count
+from proact_onnx.faults import Parameter, fault_space, parameter_count
 from proact_onnx.messages import subgraphs
 from proact_onnx.model import HYRELU, is_scale, is_threshold, load_model, opset
 from proact_onnx.rewrite import Refusal, prepare
@@ -88,6 +88,7 @@ class Inspection:
         parameters: Stored weights and biases, with BatchNormalization folded, which is how the
             paper counts (VGG-16: 14.72 million), and without what hardening added. Weights that
             are quantised to 8 bits count as well.
+        stored: The fault space of the file.
         fault_space_bits: Bits of all numbers as the file stores them, thresholds included: 32 for
             a floating-point number, 8 for a quantised one.
         costs: Thresholds and overhead of each granularity.
@@ -102,6 +103,7 @@ class Inspection:
     protected: tuple[str, ...]
     rescaled: int
     parameters: int
+    stored: tuple[Parameter, ...]
     fault_space_bits: int
     costs: tuple[Cost, ...]
     unprotected: tuple[Unprotected, ...]
@@ -116,6 +118,7 @@ def inspect_model(path: Path) -> Inspection:
     """
     stored = load_model(path)
     prepared = prepare(stored, restore_rectifiers=True)
+    space = fault_space(stored, FLOAT_BITS)
     model = prepared.model
     activations = find_activations(model)
     parameters = parameter_count(model)
@@ -129,7 +132,8 @@ def inspect_model(path: Path) -> Inspection:
         ),
         rescaled=sum(is_scale(tensor.name) for tensor in model.graph.initializer),
         parameters=parameters,
-        fault_space_bits=fault_space(stored, FLOAT_BITS).bits,
+        stored=space.parameters,
+        fault_space_bits=space.bits,
         costs=tuple(_cost(granularity, activations, parameters) for granularity in Granularity),
         unprotected=tuple(_unprotected(model, activations)),
         unfolded=prepared.refusals,

@@ -1,7 +1,7 @@
 """Questions to ONNX messages that the onnx package leaves open."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import numpy.typing as npt
@@ -44,10 +44,18 @@ def without_weights(model: onnx.ModelProto, largest: int = 0) -> onnx.ModelProto
 
     Types, shapes and names stay, so the copy can be checked, and its shapes inferred, at no cost.
     """
+    initializers = model.graph.initializer
+    return weights_as_inputs(
+        model, {tensor.name for tensor in initializers if math.prod(tensor.dims) > largest}
+    )
+
+
+def weights_as_inputs(model: onnx.ModelProto, names: Collection[str]) -> onnx.ModelProto:
+    """Copy a model, turning the named initializers into graph inputs."""
     light = _without_initializers(model)
     inputs = {info.name for info in model.graph.input}
     for tensor in model.graph.initializer:
-        if math.prod(tensor.dims) <= largest:
+        if tensor.name not in names:
             light.graph.initializer.append(tensor)
         elif tensor.name not in inputs:
             light.graph.input.append(

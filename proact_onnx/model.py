@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 
 from proact_onnx.errors import ModelError, OutputError
-from proact_onnx.external_data import load_external_data
+from proact_onnx.external_data import load_external_data, write_with_external_data
 from proact_onnx.messages import extents, sort_nodes, without_weights
 
 LOWEST_OPSET = 7
@@ -196,15 +196,7 @@ def save_model(
             if model.ByteSize() < inline_limit:
                 onnx.save_model(model, scratch / "model")
             else:
-                copy = onnx.ModelProto()
-                copy.CopyFrom(model)
-                onnx.save_model(
-                    copy,
-                    scratch / "model",
-                    save_as_external_data=True,
-                    all_tensors_to_one_file=True,
-                    location=data_path.name,
-                )
+                write_with_external_data(model, scratch / "model", data_path.name)
                 (scratch / data_path.name).replace(data_path)
             (scratch / "model").replace(path)
     except OSError as error:

@@ -105,8 +105,8 @@ def prepare(
     steps: list[passes.Pass] = [passes.LiftConstants(), passes.NormalizeActivations()]
     steps += [fold] if fold_batchnorm else []
     steps += [passes.RestoreRectifiers()] if restore_rectifiers else []
-    prepared, changes = _run(_with_types(model), [*steps, passes.Cleanup()])
-    # The types were added for the passes' sake; the model keeps those it came with.
+    prepared, changes = _run(model, [*steps, passes.Cleanup()], _open_types(model))
+    # The types were known for the passes' sake; the model keeps those it came with.
     stated = {info.name for info in model.graph.value_info}
     kept = [info for info in prepared.graph.value_info if info.name in stated]
     del prepared.graph.value_info[:]
@@ -194,7 +194,7 @@ def expose(model: onnx.ModelProto, tensors: Iterable[str]) -> onnx.ModelProto:
         ModelError: If a tensor does not exist, or its type cannot be inferred.
     """
     wanted = list(tensors)
-    return _run(_with_types(model, wanted), [passes.ExposeTensors(wanted)])[0]
+    return _run(model, [passes.ExposeTensors(wanted)], _open_types(model, wanted))[0]
 
 
 def part_between(
@@ -243,24 +243,25 @@ def threshold_name(tensor: str) -> str:
 
 
 def _run(
-    model: onnx.ModelProto, steps: list[passes.Pass]
+    model: onnx.ModelProto,
+    steps: list[passes.Pass],
+    types: Sequence[onnx.ValueInfoProto] = (),
 ) -> tuple[onnx.ModelProto, dict[str, int]]:
     try:
-        return passes.run_passes(model, steps)
+        return passes.run_passes(model, steps, types)
     except passes.PassError as error:
         raise ModelError(f"the model cannot be rewritten: {error}") from error
 
 
-def _with_types(model: onnx.ModelProto, wanted: Sequence[str] | None = None) -> onnx.ModelProto:
-    """Copy a model, stating types that it leaves open: those wanted, or all that are known."""
+def _open_types(
+    model: onnx.ModelProto, wanted: Sequence[str] | None = None
+) -> list[onnx.ValueInfoProto]:
+    """Types that a model leaves open: those wanted, or all that are known."""
     types = tensor_types(model)
     stated = {info.name for info in (*model.graph.value_info, *model.graph.output)}
     stated.update(info.name for info in model.graph.input)
     names = [name for name in types if wanted is None or name in wanted]
-    typed = onnx.ModelProto()
-    typed.CopyFrom(model)
-    typed.graph.value_info.extend(types[name] for name in names if name not in stated)
-    return typed
+    return [types[name] for name in names if name not in stated]
 
 
 def _check_fit(

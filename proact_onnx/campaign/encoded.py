@@ -162,7 +162,8 @@ def encode_model(
         saturated += outside
         if number_format.name != values.dtype.name:
             decoded[name] = _decode(parameters[name]).reshape(values.shape)
-    return EncodedModel(with_values(model, decoded), parameters, saturated)
+    encoded = with_values(model, decoded) if decoded else model
+    return EncodedModel(encoded, parameters, saturated)
 
 
 def _encode(values: npt.NDArray[Any], number_format: NumberFormat) -> tuple[NarrowWords, int]:

@@ -22,9 +22,7 @@ def inspect(
     config: Config = None,
 ) -> None:
     """Show a model's activations, its fault space, and what protection would cost."""
-    from proact_onnx.faults import fault_space
-    from proact_onnx.inspection import FLOAT_BITS, inspect_model
-    from proact_onnx.model import load_model
+    from proact_onnx.inspection import inspect_model
     from proact_onnx.report import (
         activation_table,
         cost_table,
@@ -39,7 +37,7 @@ def inspect(
     say(
         f"{found.parameters:,} parameters; fault space of {found.fault_space_bits:,} bits as stored"
     )
-    parameters = fault_space(load_model(path), FLOAT_BITS).parameters
+    parameters = found.stored
     if any(parameter.stored_as for parameter in parameters):
         show(storage_table(parameters))
     if found.protected:

@@ -24,6 +24,8 @@ _AGREEMENT = 1e-3
 _AGREEMENT_FLOAT16 = 3e-2
 _AGREEMENT_QUANTISED = 6e-2
 _CHECK_IMAGES = 4
+# Of models from this size on, no copies are made that are not needed.
+LARGE_BYTES = 768 << 20
 _CHECK_ELEMENTS = 3
 _PLACES = {
     Provider.CPU: "the CPU",
@@ -88,7 +90,8 @@ def choose_engine(
     every parameter are disturbed, the outputs are compared with those of a new session that was
     created with the disturbed parameters, and after undoing the disturbance with those of the
     undisturbed one. Parameters as graph inputs are documented behaviour and need no proof; they
-    would only fail it by rounding, where a value falls to the other side of a threshold.
+    would only fail it by rounding, where a value falls to the other side of a threshold. They are
+    taken at once for models so large that optimised copies would fill the memory.
 
     Args:
         model: The model, every parameter an initializer.
@@ -102,6 +105,8 @@ def choose_engine(
         ModelError: If ONNX Runtime refuses the model.
         SettingsError: If the provider was asked for and does not work here.
     """
+    if model.ByteSize() >= LARGE_BYTES:
+        return _choose_for_large(model, parameters, provider, threads, batch_size)
     fresh = FreshSessionEngine(model, parameters, provider, threads, batch_size)
     reasons = []
     if fresh.provider is Provider.CPU:
@@ -121,6 +126,27 @@ def choose_engine(
         reasons.append(str(error))
         return ChosenEngine(fresh, _notice(fresh, reasons))
     return ChosenEngine(inputs, _notice(inputs, reasons))
+
+
+def _choose_for_large(
+    model: onnx.ModelProto,
+    parameters: list[str],
+    provider: Provider,
+    threads: int,
+    batch_size: int,
+) -> ChosenEngine:
+    """Open an engine that needs no second optimised copy of a model, and nothing to compare with.
+
+    The in-place engine holds several: the fresh session's, the optimised one, and for a while
+    those with which it finds the places of weights.
+    """
+    reasons = ["the model is large"]
+    try:
+        engine: FaultEngine = DeviceEngine(model, parameters, provider, threads, batch_size)
+    except (LayoutError, ModelError) as error:
+        reasons.append(str(error))
+        engine = FreshSessionEngine(model, parameters, provider, threads, batch_size)
+    return ChosenEngine(engine, _notice(engine, reasons))
 
 
 class _Proof:

@@ -3,8 +3,10 @@
 import ctypes
 import functools
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from enum import StrEnum
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,8 @@ import onnx
 import onnxruntime as ort
 
 from proact_onnx.errors import ModelError, RunError, SettingsError
-from proact_onnx.model import ModelInput, image_input, output_names
+from proact_onnx.external_data import write_with_external_data
+from proact_onnx.model import INLINE_LIMIT_BYTES, ModelInput, image_input, output_names
 
 Array = npt.NDArray[Any]
 Indices = npt.NDArray[np.int64]
@@ -97,8 +100,23 @@ def create_session(
         ModelError: If ONNX Runtime refuses the model.
         SettingsError: If the provider was asked for and does not work here.
     """
-    wanted = _providers(provider)
+    if not isinstance(model, bytes) and model.ByteSize() >= INLINE_LIMIT_BYTES:
+        # Too large for one message: the weights come from a file, which ONNX Runtime maps.
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+            path = Path(folder) / "model.onnx"
+            write_with_external_data(model, path, "weights")
+            return _open(str(path), provider, options, **arguments)
     content = model if isinstance(model, bytes) else model.SerializeToString()
+    return _open(content, provider, options, **arguments)
+
+
+def _open(
+    content: bytes | str,
+    provider: Provider,
+    options: ort.SessionOptions | None,
+    **arguments: Any,
+) -> ort.InferenceSession:
+    wanted = _providers(provider)
 
     def open_on(providers: list[str]) -> ort.InferenceSession:
         # Falling back by itself, ONNX Runtime would talk, and forget the arguments.
