@@ -48,12 +48,12 @@ class RestoreRectifiers(Pass):
     def call(self, graph: gs.Graph) -> int:
         """Write out every match."""
         taken = tensor_names(graph)
-        taken.update(node.name for node in graph.nodes)
+        names = {node.name for node in graph.nodes}
         restored = 0
         for node in list(graph.nodes):
             quantiser = _rectifying_quantiser(node)
             if quantiser is not None and _leads_on(node.outputs[0], graph):
-                _restore(graph, node, quantiser, taken)
+                _restore(graph, node, quantiser, taken, names)
                 restored += 1
         return restored
 
@@ -94,6 +94,7 @@ def _restore(
     node: gs.Node,
     quantiser: tuple[gs.Tensor, gs.Tensor | None],
     taken: set[str],
+    names: set[str],
 ) -> None:
     codes = node.outputs[0]
     prefix = f"{codes.name}{_RECTIFIER}"
@@ -108,16 +109,21 @@ def _restore(
     # The node that computes what the quantiser rounds: what users know by name.
     layer = node.inputs[0].inputs[0] if node.op == "QuantizeLinear" else node
     nodes = [
-        gs.Node("DequantizeLinear", values.name, inputs=[written, *parameters], outputs=[values]),
+        gs.Node(
+            "DequantizeLinear",
+            unique_name(f"{prefix}/values", names),
+            inputs=[written, *parameters],
+            outputs=[values],
+        ),
         gs.Node(
             "Relu",
-            unique_name(f"{layer.name or codes.name}{_RECTIFIER}", taken),
+            unique_name(f"{layer.name or codes.name}{_RECTIFIER}", names),
             inputs=[values],
             outputs=[rectified],
         ),
         gs.Node(
             "QuantizeLinear",
-            unique_name(f"{prefix}/quantiser", taken),
+            unique_name(f"{prefix}/quantiser", names),
             inputs=[rectified, *parameters],
             outputs=[codes],
         ),

@@ -82,7 +82,8 @@ def write_with_external_data(model: onnx.ModelProto, path: Path, location: str) 
             file.write(_content(tensor))
             stub = light.graph.initializer.add(name=tensor.name, data_type=tensor.data_type)
             stub.dims.extend(tensor.dims)
-            stub.doc_string = tensor.doc_string
+            if tensor.HasField("doc_string"):
+                stub.doc_string = tensor.doc_string
             stub.metadata_props.extend(tensor.metadata_props)
             stub.data_location = onnx.TensorProto.EXTERNAL
             entries = {"location": location, "offset": offset, "length": file.tell() - offset}

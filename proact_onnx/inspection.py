@@ -14,9 +14,6 @@ from proact_onnx.model import HYRELU, is_scale, is_threshold, load_model, opset
 from proact_onnx.rewrite import Refusal, prepare
 from proact_onnx.thresholds import Granularity, memory_overhead, threshold_count
 
-# Bits of one stored number: float32, as in the paper's Q15.16. Quantised weights have their own.
-FLOAT_BITS = 32
-
 # Activation functions other than Relu and Clip; their outputs are not bounded from below by 0, or
 # they are bounded from above already.
 _OTHER_ACTIVATIONS = frozenset(
@@ -89,8 +86,7 @@ class Inspection:
             paper counts (VGG-16: 14.72 million), and without what hardening added. Weights that
             are quantised to 8 bits count as well.
         stored: The fault space of the file.
-        fault_space_bits: Bits of all numbers as the file stores them, thresholds included: 32 for
-            a floating-point number, 8 for a quantised one.
+        fault_space_bits: Bits of all numbers in the types of the file, thresholds included.
         costs: Thresholds and overhead of each granularity.
         unprotected: Activation functions that hardening leaves as they are.
         unfolded: BatchNormalization nodes that stay, with the reason.
@@ -118,7 +114,7 @@ def inspect_model(path: Path) -> Inspection:
     """
     stored = load_model(path)
     prepared = prepare(stored, restore_rectifiers=True)
-    space = fault_space(stored, FLOAT_BITS)
+    space = fault_space(stored, None)
     model = prepared.model
     activations = find_activations(model)
     parameters = parameter_count(model)

@@ -1,7 +1,7 @@
 """Questions to ONNX messages that the onnx package leaves open."""
 
 import math
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import numpy.typing as npt
@@ -14,6 +14,17 @@ def extents(info: onnx.ValueInfoProto) -> tuple[int | None, ...]:
     return tuple(
         dim.dim_value if dim.HasField("dim_value") and dim.dim_value > 0 else None
         for dim in info.type.tensor_type.shape.dim
+    )
+
+
+def weight_bytes(model: onnx.ModelProto) -> int:
+    """Bytes of a model's initializers, about.
+
+    A message above 2 GiB cannot even be asked for its size.
+    """
+    return sum(
+        math.prod(tensor.dims) * onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+        for tensor in model.graph.initializer
     )
 
 
@@ -74,9 +85,21 @@ def with_values(model: onnx.ModelProto, values: Mapping[str, npt.NDArray[Any]]) 
         model: The model; it is not changed.
         values: By name of an initializer, its new value; shape and type may differ.
     """
+    return with_values_from(model, values.get)
+
+
+def with_values_from(
+    model: onnx.ModelProto, value_of: Callable[[str], npt.NDArray[Any] | None]
+) -> onnx.ModelProto:
+    """Copy a model, asking for the value of one initializer after the other.
+
+    Args:
+        model: The model; it is not changed.
+        value_of: By name of an initializer, its new value; None to keep the one it has.
+    """
     copy = _without_initializers(model)
     for tensor in model.graph.initializer:
-        changed = values.get(tensor.name)
+        changed = value_of(tensor.name)
         copy.graph.initializer.append(
             tensor if changed is None else numpy_helper.from_array(changed, tensor.name)
         )

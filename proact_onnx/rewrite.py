@@ -12,7 +12,7 @@ import passes
 from passes import DataFlow, Form, Refusal, Sharing, data_flow
 from proact_onnx.activations import find_activations, tensor_types
 from proact_onnx.errors import ModelError
-from proact_onnx.model import FLOAT_TYPES, THRESHOLD_SUFFIX, check_model, opset
+from proact_onnx.model import FLOAT_LIMITS, FLOAT_TYPES, THRESHOLD_SUFFIX, check_model, opset
 from proact_onnx.thresholds import Thresholds
 
 __all__ = [
@@ -79,7 +79,10 @@ class Rescaled:
 
 
 def prepare(
-    model: onnx.ModelProto, fold_batchnorm: bool = True, restore_rectifiers: bool = False
+    model: onnx.ModelProto,
+    fold_batchnorm: bool = True,
+    restore_rectifiers: bool = False,
+    expand_pools: bool = False,
 ) -> Prepared:
     """Bring a model into the form that is trained, measured and hardened.
 
@@ -92,6 +95,8 @@ def prepare(
         fold_batchnorm: Whether to fold.
         restore_rectifiers: Whether a Relu that quantisation folded into the range of a quantiser
             becomes a node again, for a bound to stand behind it.
+        expand_pools: Whether pools of quantised codes become pools of numbers, for faulty scales to
+            run through.
 
     Raises:
         ModelError: If the graph cannot be rewritten.
@@ -105,6 +110,7 @@ def prepare(
     steps: list[passes.Pass] = [passes.LiftConstants(), passes.NormalizeActivations()]
     steps += [fold] if fold_batchnorm else []
     steps += [passes.RestoreRectifiers()] if restore_rectifiers else []
+    steps += [passes.ExpandPools()] if expand_pools else []
     prepared, changes = _run(model, [*steps, passes.Cleanup()], _open_types(model))
     # The types were known for the passes' sake; the model keeps those it came with.
     stated = {info.name for info in model.graph.value_info}
@@ -158,8 +164,8 @@ def insert(
             raise ModelError(
                 f"activation {tensor!r} has no known floating-point type of 16, 32 or 64 bits"
             )
-        limit = np.finfo(dtype).max
-        stored = np.clip(value.astype(np.float64), -float(limit), float(limit)).astype(dtype)
+        limit = FLOAT_LIMITS[dtype]
+        stored = np.clip(value.astype(np.float64), -limit, limit).astype(dtype)
         sites.append(passes.Site(tensor, stored, threshold_name(tensor)))
     step = passes.InsertHyReLU(sites, form, slope, relative_slope)
     hardened, _ = _run(model, [step])

@@ -1,6 +1,6 @@
 """A model whose parameters went through a memory format, and how faults get into it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ from proact_onnx.faults import (
     MemoryFormat,
     NumberFormat,
 )
-from proact_onnx.messages import with_values
+from proact_onnx.messages import with_values_from
 
 Words = npt.NDArray[np.uint32]
 NarrowWords = npt.NDArray[np.unsignedinteger[Any]]
@@ -139,7 +139,7 @@ def encode_model(
     """
     tensors = {tensor.name: tensor for tensor in model.graph.initializer}
     parameters = {}
-    decoded = {}
+    converted = set()
     saturated = 0
     for parameter in space.parameters:
         name = parameter.name
@@ -161,8 +161,12 @@ def encode_model(
         parameters[name] = StoredParameter(words, number_format, values.dtype)
         saturated += outside
         if number_format.name != values.dtype.name:
-            decoded[name] = _decode(parameters[name]).reshape(values.shape)
-    encoded = with_values(model, decoded) if decoded else model
+            converted.add(name)
+
+    def decoded(name: str) -> npt.NDArray[Any] | None:
+        return _decode(parameters[name], tensors[name].dims) if name in converted else None
+
+    encoded = with_values_from(model, decoded) if converted else model
     return EncodedModel(encoded, parameters, saturated)
 
 
@@ -179,9 +183,9 @@ def _encode(values: npt.NDArray[Any], number_format: NumberFormat) -> tuple[Narr
     return words, outside
 
 
-def _decode(parameter: StoredParameter) -> npt.NDArray[Any]:
+def _decode(parameter: StoredParameter, shape: Sequence[int]) -> npt.NDArray[Any]:
     values = np.empty(parameter.words.size, parameter.dtype)
     for start in range(0, values.size, _BLOCK):
         part = slice(start, start + _BLOCK)
         values[part] = parameter.values(parameter.words[part].astype(np.uint32))
-    return values
+    return values.reshape(shape)

@@ -22,6 +22,7 @@ from proact_onnx.engine import (
     chance_warning,
     choose_engine,
     is_classifier,
+    is_large,
     runtime_version,
     top1,
 )
@@ -129,7 +130,7 @@ class Subject:
         self._preprocessing = preprocessing or Preprocessing()
         loaded = load_model(model)
         self._digest = model_digest(loaded)
-        self.model = prepare_model(loaded, fold_batchnorm=False).model
+        self.model = prepare_model(loaded, fold_batchnorm=False, expand_pools=True).model
         stored = fault_space(self.model, self.format.width)
         bits = None if settings.bits is None else parse_bits(settings.bits)
         self.space: FaultSpace = stored.restrict(settings.targets, settings.layers, bits)
@@ -239,7 +240,8 @@ class Subject:
             images,
             outputs,
             Workload(bits, trials, images_per_trial, rates),
-            self.runtime.cache_memory << 20,
+            # Engines for parts of a large model would hold copies of its weights.
+            0 if is_large(encoded.model) else self.runtime.cache_memory << 20,
             threads,
             batch_size,
         )

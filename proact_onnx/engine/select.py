@@ -15,6 +15,7 @@ from proact_onnx.engine.portable import FreshSessionEngine
 from proact_onnx.engine.session import Array, Indices, Provider
 from proact_onnx.errors import ModelError
 from proact_onnx.faults import Role, quantiser_role
+from proact_onnx.messages import weight_bytes
 from proact_onnx.model import computes_in_float16
 
 # How far outputs may lie apart, relative to the largest. Engines add in another order and round
@@ -105,7 +106,7 @@ def choose_engine(
         ModelError: If ONNX Runtime refuses the model.
         SettingsError: If the provider was asked for and does not work here.
     """
-    if model.ByteSize() >= LARGE_BYTES:
+    if is_large(model):
         return _choose_for_large(model, parameters, provider, threads, batch_size)
     fresh = FreshSessionEngine(model, parameters, provider, threads, batch_size)
     reasons = []
@@ -126,6 +127,11 @@ def choose_engine(
         reasons.append(str(error))
         return ChosenEngine(fresh, _notice(fresh, reasons))
     return ChosenEngine(inputs, _notice(inputs, reasons))
+
+
+def is_large(model: onnx.ModelProto) -> bool:
+    """Tell whether copies of a model are to be avoided."""
+    return weight_bytes(model) >= LARGE_BYTES
 
 
 def _choose_for_large(
@@ -230,7 +236,8 @@ def _quantisers(model: onnx.ModelProto) -> set[str]:
 
 
 def _tolerance(model: onnx.ModelProto) -> float:
-    if any(node.op_type == "QuantizeLinear" for node in model.graph.node):
+    # Behind dequantised weights alone, fused operators quantise what they multiply with.
+    if any(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in model.graph.node):
         return _AGREEMENT_QUANTISED
     return _AGREEMENT_FLOAT16 if computes_in_float16(model) else _AGREEMENT
 

@@ -2,6 +2,7 @@
 
 import ctypes
 import functools
+import re
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -16,6 +17,7 @@ import onnxruntime as ort
 
 from proact_onnx.errors import ModelError, RunError, SettingsError
 from proact_onnx.external_data import write_with_external_data
+from proact_onnx.messages import weight_bytes
 from proact_onnx.model import INLINE_LIMIT_BYTES, ModelInput, image_input, output_names
 
 Array = npt.NDArray[Any]
@@ -100,7 +102,7 @@ def create_session(
         ModelError: If ONNX Runtime refuses the model.
         SettingsError: If the provider was asked for and does not work here.
     """
-    if not isinstance(model, bytes) and model.ByteSize() >= INLINE_LIMIT_BYTES:
+    if not isinstance(model, bytes) and weight_bytes(model) >= INLINE_LIMIT_BYTES:
         # Too large for one message: the weights come from a file, which ONNX Runtime maps.
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
             path = Path(folder) / "model.onnx"
@@ -143,7 +145,15 @@ def _open(
 
 def refused(error: Exception) -> ModelError:
     """Put what ONNX Runtime says about a model into one sentence."""
-    return ModelError(f"ONNX Runtime cannot run the model: {' '.join(str(error).split())}")
+    said = " ".join(str(error).split())
+    missing = re.search(r"implementation for (\w+)\(\d+\) node with name '([^']*)'", said)
+    if missing:
+        return ModelError(
+            f"ONNX Runtime has no kernel for {missing[1]} at node {missing[2]!r} with the types of "
+            "this model, such as bfloat16 on the CPU: convert the model to float32 or float16, or "
+            "use another --provider"
+        )
+    return ModelError(f"ONNX Runtime cannot run the model: {said}")
 
 
 def stopped(error: Exception) -> RunError:
