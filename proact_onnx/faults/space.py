@@ -317,7 +317,7 @@ def _kind(name: str, stored: _Stored, node: onnx.NodeProto, position: int) -> Ki
     if node.op_type == "DequantizeLinear" and position == 0 and stored.dtype.itemsize == 4:
         return Kind.BIAS
     vector = math.prod(stored.shape) == max(stored.shape, default=1)
-    return Kind.BIAS if node.op_type == "Add" and vector else Kind.WEIGHT
+    return Kind.BIAS if node.op_type in ("Add", "QLinearAdd") and vector else Kind.WEIGHT
 
 
 def _layer(node: onnx.NodeProto) -> str:
