@@ -34,9 +34,9 @@ IMAGES = Dataset(
 
 @pytest.fixture
 def low_limits(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """One message holds 16 KiB, and models of 32 KiB are large."""
+    """One message holds 16 KiB, and models of 16 Ki weights are large."""
     monkeypatch.setattr(session, "INLINE_LIMIT_BYTES", 1 << 14)
-    monkeypatch.setattr(select, "LARGE_BYTES", 1 << 15)
+    monkeypatch.setattr(select, "LARGE_WEIGHTS", 1 << 14)
     yield
 
 

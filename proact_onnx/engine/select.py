@@ -1,5 +1,6 @@
 """Choosing the engine of a campaign: the fastest one that is proved right on this model."""
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
@@ -15,7 +16,6 @@ from proact_onnx.engine.portable import FreshSessionEngine
 from proact_onnx.engine.session import Array, Indices, Provider
 from proact_onnx.errors import ModelError
 from proact_onnx.faults import Role, quantiser_role
-from proact_onnx.messages import weight_bytes
 from proact_onnx.model import computes_in_float16
 
 # How far outputs may lie apart, relative to the largest. Engines add in another order and round
@@ -25,8 +25,9 @@ _AGREEMENT = 1e-3
 _AGREEMENT_FLOAT16 = 3e-2
 _AGREEMENT_QUANTISED = 6e-2
 _CHECK_IMAGES = 4
-# Of models from this size on, no copies are made that are not needed.
-LARGE_BYTES = 768 << 20
+# Of models with so many weights, no copies are made that are not needed. Whatever they are stored
+# in, kernels compute in 32 bits.
+LARGE_WEIGHTS = 200_000_000
 _CHECK_ELEMENTS = 3
 _PLACES = {
     Provider.CPU: "the CPU",
@@ -131,7 +132,8 @@ def choose_engine(
 
 def is_large(model: onnx.ModelProto) -> bool:
     """Tell whether copies of a model are to be avoided."""
-    return weight_bytes(model) >= LARGE_BYTES
+    weights = sum(int(math.prod(tensor.dims)) for tensor in model.graph.initializer)
+    return weights >= LARGE_WEIGHTS
 
 
 def _choose_for_large(
