@@ -36,7 +36,7 @@ from proact_onnx.model import (
     set_provenance,
 )
 from proact_onnx.progress import LogReporter, Reporter
-from proact_onnx.rewrite import Form, Refusal, Rescaled, Sharing, insert, rescale
+from proact_onnx.rewrite import Form, Inserted, Refusal, Rescaled, Sharing, insert, rescale
 from proact_onnx.rewrite import prepare as prepare_model
 from proact_onnx.settings import HardenSettings, RuntimeSettings, ThresholdScale
 from proact_onnx.thresholds import Granularity, Thresholds, memory_overhead
@@ -191,21 +191,31 @@ def harden(
             reporter=reporter,
         )
     )
-    coded = act_on_codes(
-        fitted.thresholds,
-        code_ranges(prepared.model, activations),
-        zero_top_code=form is Form.HARD,
-    )
-    _tell_codes(coded, form, model, reporter)
+    ranges = code_ranges(prepared.model, activations)
+
+    def bound(thresholds: Thresholds) -> Inserted:
+        return insert(
+            prepared.model,
+            thresholds,
+            form,
+            slope=settings.slope,
+            relative_slope=settings.slope_scale is ThresholdScale.RELATIVE,
+        )
+
+    coded = act_on_codes(fitted.thresholds, ranges, zero_top_code=form is Form.HARD)
+    inserted = bound(coded.thresholds)
+    if coded.lowered:
+        clean = compare(original, Session(inserted.model, *provider), accept)
+        if _cost(clean) > settings.max_accuracy_drop:
+            reporter.notice(
+                f"setting saturated codes to zero would cost {_cost(clean):.2g} points on the "
+                f"accept images, and {settings.max_accuracy_drop:g} are allowed: they are kept"
+            )
+            coded = act_on_codes(fitted.thresholds, ranges, zero_top_code=False)
+            inserted = bound(coded.thresholds)
+    _tell_codes(coded, model, reporter)
     thresholds = coded.thresholds
     activations = [a for a in activations if a.tensor in thresholds.values]
-    inserted = insert(
-        prepared.model,
-        thresholds,
-        form,
-        slope=settings.slope,
-        relative_slope=settings.slope_scale is ThresholdScale.RELATIVE,
-    )
     hardened, refusals = inserted.model, prepared.refusals
     if settings.rescale != "none":
         rescaled = rescale(hardened, Sharing(settings.rescale))
@@ -271,7 +281,14 @@ def _tell_refusals(rescaled: Rescaled, reporter: Reporter) -> None:
         reporter.warn("no layer is rescaled: the model stores no floating-point weights")
 
 
-def _tell_codes(coded: Coded, form: Form, model: Path, reporter: Reporter) -> None:
+def _cost(clean: Fidelity) -> float:
+    """Points of accuracy lost; for what is no classifier, per cent by which outputs change."""
+    if clean.accuracy_before is None or clean.accuracy_after is None:
+        return 100 * clean.output_change
+    return 100 * (clean.accuracy_before - clean.accuracy_after)
+
+
+def _tell_codes(coded: Coded, model: Path, reporter: Reporter) -> None:
     """Say what became of thresholds that no code of a quantiser exceeds."""
     if coded.lowered:
         reporter.notice(
@@ -281,13 +298,13 @@ def _tell_codes(coded: Coded, form: Form, model: Path, reporter: Reporter) -> No
         )
     if coded.bounded and not coded.thresholds.values:
         raise ModelError(
-            f"the quantisers of {model} bound every activation already, and form {form.value!r} "
-            "cannot do more at this granularity: use --form hard, or --granularity channel"
+            f"the quantisers of {model} bound every activation already, at or below its threshold: "
+            "use --granularity channel, or --form hard with a larger --max-accuracy-drop"
         )
     if coded.bounded:
         reporter.notice(
             f"{len(coded.bounded)} activations are left to their quantisers, which bound them no "
-            f"higher than form {form.value!r} would"
+            "higher than their thresholds"
         )
 
 

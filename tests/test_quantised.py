@@ -122,6 +122,32 @@ def test_clamping_at_the_top_code_is_the_quantisers_own_work(
     assert report.thresholds.count == 240
 
 
+def test_codes_that_saturate_legitimately_are_kept(shared_dir: Path, tmp_path: Path) -> None:
+    """Where the range of a layer cuts off what it should pass, zeroing would hurt."""
+    model = onnx.load(shared_dir / "models" / QOPERATOR)
+    for tensor in model.graph.initializer:
+        if tensor.name == "/Add_2_output_0_scale":
+            narrow = numpy_helper.to_array(tensor) / np.float32(6)
+            tensor.CopyFrom(numpy_helper.from_array(np.asarray(narrow), tensor.name))
+    onnx.save(model, tmp_path / "narrow.onnx")
+    notices = Notices()
+    report = harden(
+        tmp_path / "narrow.onnx",
+        images(shared_dir, "train", 400),
+        tmp_path / "hard.onnx",
+        settings=HardenSettings(
+            method="ranger", granularity="channel", calibration_images=200, accept_images=100
+        ),
+        preprocessing=PIXELS,
+        runtime=CPU,
+        reporter=notices,
+    )
+    assert any("setting saturated codes to zero would cost" in text for text in notices.texts)
+    before, after = report.fidelity.accuracy_before, report.fidelity.accuracy_after
+    assert before is not None and after is not None
+    assert after >= before - 0.01
+
+
 def test_training_through_quantisers_is_refused(shared_dir: Path, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"cannot compute operator QuantizeLinear.*such as ranger"):
         harden(
