@@ -19,6 +19,7 @@ Run passes with `run_passes`, which also puts back what graphsurgeon loses.
 from passes.base import Pass, PassError, PostconditionError, PreconditionError, run_passes
 from passes.cleanup import Cleanup
 from passes.cut import CutPoint, DataFlow, data_flow, part_between
+from passes.expand_pools import ExpandPools
 from passes.expose_tensors import ExposeTensors
 from passes.fold_batchnorm import FoldBatchnorm, Refusal
 from passes.insert_bounds import BoundedSite, InsertBounds
@@ -35,6 +36,7 @@ from passes.rescale_weights import (
     StoredLayer,
     SurveyLayers,
 )
+from passes.restore_rectifiers import RestoreRectifiers
 
 __all__ = [
     "LOWEST_OPSET",
@@ -47,6 +49,7 @@ __all__ = [
     "Cleanup",
     "CutPoint",
     "DataFlow",
+    "ExpandPools",
     "ExposeTensors",
     "FoldBatchnorm",
     "Form",
@@ -61,6 +64,7 @@ __all__ = [
     "Range",
     "Refusal",
     "RescaleWeights",
+    "RestoreRectifiers",
     "Sharing",
     "Site",
     "StoredLayer",

@@ -1,6 +1,6 @@
 """What a pass is, and how a list of passes runs over a model."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 import onnx
@@ -59,7 +59,7 @@ class Pass(Protocol):
 
 
 def run_passes(
-    model: onnx.ModelProto, passes: Sequence[Pass]
+    model: onnx.ModelProto, passes: Sequence[Pass], types: Iterable[onnx.ValueInfoProto] = ()
 ) -> tuple[onnx.ModelProto, dict[str, int]]:
     """Run passes over a model, in order.
 
@@ -70,6 +70,7 @@ def run_passes(
     Args:
         model: Model with its external data loaded; it is not changed.
         passes: The passes; a pass may stand in the list more than once.
+        types: Types of tensors that the model leaves open, for the passes to know.
 
     Returns:
         The rewritten model, and by pass name how many times the pass changed the graph.
@@ -78,7 +79,7 @@ def run_passes(
         PassError: If the graph cannot be imported or exported, or a pass refuses it.
     """
     try:
-        imported = import_model(model)
+        imported = import_model(model, types)
     except Exception as error:
         raise PassError(f"the graph cannot be read by onnx-graphsurgeon: {error}") from error
     changes: dict[str, int] = {}

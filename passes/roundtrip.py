@@ -7,13 +7,15 @@ initializer that only a subgraph reads into that subgraph. This module remembers
 messages and puts them back where a pass left them alone.
 """
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import onnx
 import onnx_graphsurgeon as gs
 from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter
+from onnx_graphsurgeon.ir.tensor import LazyValues
 from onnx_graphsurgeon.logger import G_LOGGER
 
 from passes.edits import subgraph_tensors
@@ -21,6 +23,9 @@ from passes.edits import subgraph_tensors
 # From this IR version on, an initializer that is also a graph input is a default value that the
 # caller may override; before it, every initializer had to be listed as an input.
 OVERRIDABLE_SINCE_IR = 4
+
+# Elements from which on an initializer is read where it lies.
+_LARGE = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -39,18 +44,21 @@ class ImportedModel:
     nodes: tuple[tuple[gs.Node, dict[str, Any]], ...]
 
 
-def import_model(model: onnx.ModelProto) -> ImportedModel:
+def import_model(
+    model: onnx.ModelProto, types: Iterable[onnx.ValueInfoProto] = ()
+) -> ImportedModel:
     """Import a model for editing; the model itself is not changed.
 
     Args:
         model: Model with its external data loaded.
+        types: Types of tensors that the model leaves open.
 
     Raises:
         OnnxGraphSurgeonException: If graphsurgeon cannot represent the graph.
     """
     # Graphsurgeon keeps hold of the message it imports, and writes to it.
-    scratch = onnx.ModelProto()
-    scratch.CopyFrom(model)
+    scratch, parked = _without_large_weights(model)
+    scratch.graph.value_info.extend(types)
     # The export cannot write these types, and functions are never edited.
     for info in (*scratch.graph.input, *scratch.graph.output, *scratch.graph.value_info):
         if not info.type.HasField("tensor_type"):
@@ -58,6 +66,9 @@ def import_model(model: onnx.ModelProto) -> ImportedModel:
     del scratch.functions[:]
     with G_LOGGER.suppress():
         graph = gs.import_onnx(scratch)
+    for tensor in (*graph.tensors().values(), *subgraph_tensors(graph)):
+        if isinstance(tensor, gs.Constant) and tensor.name in parked:
+            tensor.values = LazyValues(parked[tensor.name])
     if model.ir_version >= OVERRIDABLE_SINCE_IR:
         tensors = {tensor.name: tensor for tensor in graph.tensors().values()}
         tensors.update({tensor.name: tensor for tensor in graph.inputs})
@@ -186,7 +197,7 @@ def _initializers(imported: ImportedModel, restored: onnx.GraphProto) -> list[on
     for tensor in subgraph_tensors(graph):
         if tensor.name in captured and isinstance(tensor, gs.Constant):
             constants.setdefault(tensor.name, tensor)
-    found = {name: OnnxExporter.export_tensor_proto(tensor) for name, tensor in constants.items()}
+    found = {name: _exported(tensor) for name, tensor in constants.items()}
     if original.ir_version >= OVERRIDABLE_SINCE_IR:
         # An input that nothing reads keeps its default, or callers would have to feed it.
         for info in original.graph.input:
@@ -200,6 +211,46 @@ def _initializers(imported: ImportedModel, restored: onnx.GraphProto) -> list[on
             tensor.metadata_props.extend(source.metadata_props)
     ordered = {name: found[name] for name in before if name in found}
     return list((ordered | found).values())
+
+
+def _without_large_weights(
+    model: onnx.ModelProto,
+) -> tuple[onnx.ModelProto, dict[str, onnx.TensorProto]]:
+    """Copy a model with nothing in the place of its large initializers, and return these by name.
+
+    They are read where they lie, so importing takes no second copy of them.
+    """
+    light = _shell(model)
+    parked: dict[str, onnx.TensorProto] = {}
+    for field, value in model.graph.ListFields():
+        if field.name == "initializer":
+            continue
+        if isinstance(value, str):
+            setattr(light.graph, field.name, value)
+        else:
+            getattr(light.graph, field.name).extend(value)
+    for tensor in model.graph.initializer:
+        if math.prod(tensor.dims) < _LARGE:
+            light.graph.initializer.append(tensor)
+            continue
+        stub = light.graph.initializer.add(name=tensor.name, data_type=tensor.data_type)
+        stub.dims.extend(tensor.dims)
+        parked[tensor.name] = tensor
+    return light, parked
+
+
+def _exported(tensor: gs.Constant) -> onnx.TensorProto:
+    values = tensor._values
+    if isinstance(values, LazyValues):
+        # It may belong to the caller's model, which graphsurgeon would write the name into.
+        exported: onnx.TensorProto = values.tensor
+        if exported.name != tensor.name:
+            exported = onnx.TensorProto()
+            exported.CopyFrom(values.tensor)
+            exported.name = tensor.name
+    else:
+        exported = OnnxExporter.export_tensor_proto(tensor)
+    return exported
 
 
 def _inputs(

@@ -8,11 +8,23 @@ import onnx
 
 from proact_onnx.activations import Activation
 from proact_onnx.allocation import allocate
-from proact_onnx.engine import ActivationProfile
+from proact_onnx.code_ranges import Coded, act_on_codes, code_ranges
+from proact_onnx.engine import ActivationProfile, Provider, Session
 from proact_onnx.faults import FixedPoint, added_count, parse_format
+from proact_onnx.fidelity import compare
 from proact_onnx.methods import METHODS, Checkpoint, FitContext, LabelledBatch
 from proact_onnx.progress import Reporter
-from proact_onnx.rewrite import Bound, Form, Range, Refusal, Rescaled, Sharing, insert, rescale
+from proact_onnx.rewrite import (
+    Bound,
+    Form,
+    Inserted,
+    Range,
+    Refusal,
+    Rescaled,
+    Sharing,
+    insert,
+    rescale,
+)
 from proact_onnx.settings import HardenSettings, RuntimeSettings, ThresholdScale
 from proact_onnx.thresholds import (
     FloatArray,
@@ -54,6 +66,7 @@ class Built:
     Attributes:
         model: The model.
         thresholds: What its activations are bounded by.
+        coded: What became of thresholds in front of quantisers.
         activations: What is bounded.
         numbers: How many thresholds, scales and copies it stores.
         overhead: These in per cent of the parameters (Eq. 6).
@@ -64,6 +77,7 @@ class Built:
 
     model: onnx.ModelProto
     thresholds: Thresholds
+    coded: Coded
     activations: tuple[Activation, ...]
     numbers: int
     overhead: float
@@ -127,25 +141,53 @@ def build(
         sharing = Sharing.TENSOR if settings.rescale == "tensor" else Sharing.CHANNEL
         rescaled = rescale(model, sharing, by_tensor, storage_range(settings.format))
         model = rescaled.model
-    inserted = insert(
-        model,
-        fitted.thresholds,
-        Form(str(settings.form)),
-        slope=settings.slope,
-        relative_slope=settings.slope_scale is ThresholdScale.RELATIVE,
-        monitored=settings.monitor,
-    )
+    form = Form(str(settings.form))
+    ranges = code_ranges(workpiece.model, activations)
+
+    def bound(thresholds: Thresholds) -> Inserted:
+        return insert(
+            model,
+            thresholds,
+            form,
+            slope=settings.slope,
+            relative_slope=settings.slope_scale is ThresholdScale.RELATIVE,
+            monitored=settings.monitor,
+        )
+
+    coded = act_on_codes(fitted.thresholds, ranges, zero_top_code=form is Form.HARD)
+    inserted = bound(coded.thresholds)
+    if coded.lowered:
+        lost = _cost(workpiece, inserted.model)
+        if lost > settings.max_accuracy_drop:
+            reporter.notice(
+                f"setting saturated codes to zero would cost {lost:.2g} points on the accept "
+                f"images, and {settings.max_accuracy_drop:g} are allowed: they are kept"
+            )
+            coded = act_on_codes(fitted.thresholds, ranges, zero_top_code=False)
+            inserted = bound(coded.thresholds)
     numbers = added_count(inserted.model)
     return Built(
         model=inserted.model,
-        thresholds=fitted.thresholds,
-        activations=tuple(activations),
+        thresholds=coded.thresholds,
+        coded=coded,
+        activations=tuple(a for a in activations if a.tensor in coded.thresholds.values),
         numbers=numbers,
         overhead=memory_overhead(numbers, workpiece.parameters),
         bounds=inserted.bounds,
         rescaled=rescaled,
         evaluations=fitted.evaluations,
     )
+
+
+def _cost(workpiece: Workpiece, model: onnx.ModelProto) -> float:
+    """Points of accuracy lost; for what is no classifier, per cent by which outputs change."""
+    runtime = workpiece.runtime
+    provider = (Provider(runtime.provider), runtime.threads, runtime.batch_size)
+    original, bounded = (Session(each, *provider) for each in (workpiece.model, model))
+    clean = compare(original, bounded, workpiece.accept)
+    if clean.accuracy_before is None or clean.accuracy_after is None:
+        return 100 * clean.output_change
+    return 100 * (clean.accuracy_before - clean.accuracy_after)
 
 
 def _reach(profile: ActivationProfile) -> dict[str, FloatArray]:

@@ -240,7 +240,7 @@ class MethodComparison:
         entries = []
         stored = {}
         unprotected = load_model(self._model)
-        prepared = prepare(unprotected).model
+        prepared = prepare(unprotected, restore_rectifiers=True).model
         parameters = parameter_count(prepared)
         before = Session(unprotected, *self._arguments)
         batch = label_batch(self._test, before, settings.preprocessing)

@@ -9,6 +9,10 @@ class ModelError(ProactError):
     """The model file cannot be read, or its graph is not one the tool can work on."""
 
 
+class RunError(ModelError):
+    """ONNX Runtime stops with an error while it runs a model that it had accepted."""
+
+
 class UnsupportedOperatorError(ModelError):
     """The mirror has no rule for an operator; the message names node, operator and opset."""
 

@@ -21,6 +21,7 @@ from proact_onnx.alarm_levels import (
 from proact_onnx.build import Workpiece, build
 from proact_onnx.checkpoint import FileCheckpoint
 from proact_onnx.choose import AUTOMATIC, Choice, check_automatic, choose
+from proact_onnx.code_ranges import Coded
 from proact_onnx.coverage import Coverage, Unprotected, coverage, unprotected
 from proact_onnx.data import Dataset, Preprocessing, split_disjoint
 from proact_onnx.engine import (
@@ -152,7 +153,7 @@ def harden(
     check_writable(output, (model,))
     refuse_overwrite(output, force)
     digest = model_digest(loaded)
-    prepared = prepare_model(loaded)
+    prepared = prepare_model(loaded, restore_rectifiers=True)
     for refusal in prepared.refusals:
         reporter.notice(f"BatchNormalization {refusal.node!r} is not folded: {refusal.reason}")
     linear = settings.protect == "linear" or settings.method == AUTOMATIC
@@ -174,6 +175,7 @@ def harden(
     checkpoint = FileCheckpoint(checkpoint_path(output), identity, resume)
 
     original = Session(loaded, *provider)
+    del loaded
     calibrate, accept, report = (
         label_batch(part, original, preprocessing) for part in (fit_set, accept_set, test_set)
     )
@@ -215,6 +217,7 @@ def harden(
     built = build(workpiece, settings, checkpoint, reporter)
     if built.rescaled is not None:
         _tell_refusals(built.rescaled, reporter)
+    _tell_codes(built.coded, model, reporter)
     hardened, thresholds = built.model, built.thresholds
     record = _provenance(digests, settings, thresholds)
     if choice is not None:
@@ -293,6 +296,26 @@ def _tell_refusals(rescaled: Rescaled, reporter: Reporter) -> None:
         reporter.warn(f"no layer is rescaled; of {first.node}, {first.reason}")
     else:
         reporter.warn("no layer is rescaled: the model stores no floating-point weights")
+
+
+def _tell_codes(coded: Coded, model: Path, reporter: Reporter) -> None:
+    """Say what became of thresholds that no code of a quantiser exceeds."""
+    if coded.lowered:
+        reporter.notice(
+            f"{coded.lowered:,} of {coded.thresholds.count:,} thresholds lie above what the codes "
+            "in front of them can say: they are set half a step below the top code, so that "
+            "saturated codes become zero"
+        )
+    if coded.bounded and not coded.thresholds.values:
+        raise ModelError(
+            f"the quantisers of {model} bound every activation already, at or below its threshold: "
+            "use --granularity channel, or --form hard with a larger --max-accuracy-drop"
+        )
+    if coded.bounded:
+        reporter.notice(
+            f"{len(coded.bounded)} activations are left to their quantisers, which bound them no "
+            "higher than their thresholds"
+        )
 
 
 def _choose(what: str, name: str, known: Mapping[str, Any] | list[Any]) -> str:

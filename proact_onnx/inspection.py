@@ -8,7 +8,7 @@ import onnx
 from proact_onnx.activations import Activation, find_activations
 from proact_onnx.coverage import Coverage, Unprotected, coverage, unprotected
 from proact_onnx.errors import ModelError
-from proact_onnx.faults import fault_space, parameter_count
+from proact_onnx.faults import Parameter, fault_space, parameter_count
 from proact_onnx.model import SCALE_SUFFIX, THRESHOLD_SUFFIX, is_scale, load_model, opset
 from proact_onnx.rewrite import Refusal, prepare
 from proact_onnx.thresholds import (
@@ -17,9 +17,6 @@ from proact_onnx.thresholds import (
     memory_overhead,
     threshold_count,
 )
-
-# Bits of one stored number: float32, as in the paper's Q15.16. Quantised weights have their own.
-FLOAT_BITS = 32
 
 
 @dataclass(frozen=True)
@@ -54,8 +51,8 @@ class Inspection:
         parameters: Stored weights and biases, with BatchNormalization folded, which is how the
             paper counts (VGG-16: 14.72 million), and without what hardening added. Weights that
             are quantised to 8 bits count as well.
-        fault_space_bits: Bits of all numbers as the file stores them, thresholds included: 32 for
-            a floating-point number, 8 for a quantised one.
+        stored: The fault space of the file.
+        fault_space_bits: Bits of all numbers in the types of the file, thresholds included.
         costs: Thresholds and overhead of each granularity.
         unprotected: Activation functions that hardening leaves as they are.
         linear: Outputs of linear layers that are bounded on request.
@@ -71,6 +68,7 @@ class Inspection:
     protected: tuple[str, ...]
     rescaled: int
     parameters: int
+    stored: tuple[Parameter, ...]
     fault_space_bits: int
     costs: tuple[Cost, ...]
     unprotected: tuple[Unprotected, ...]
@@ -87,7 +85,8 @@ def inspect_model(path: Path) -> Inspection:
         ModelError: If the file is not a model this tool can work on.
     """
     stored = load_model(path)
-    prepared = prepare(stored)
+    prepared = prepare(stored, restore_rectifiers=True)
+    space = fault_space(stored, None)
     model = prepared.model
     activations = find_activations(model)
     everything = find_activations(model, linear=True)
@@ -104,7 +103,8 @@ def inspect_model(path: Path) -> Inspection:
         ),
         rescaled=_rescaled_layers(model),
         parameters=parameters,
-        fault_space_bits=fault_space(stored, FLOAT_BITS).bits,
+        stored=space.parameters,
+        fault_space_bits=space.bits,
         costs=tuple(
             _cost(granularity, activations, parameters) for granularity in FIXED_GRANULARITIES
         ),

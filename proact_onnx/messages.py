@@ -1,7 +1,7 @@
 """Questions to ONNX messages that the onnx package leaves open."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,17 @@ def extents(info: onnx.ValueInfoProto) -> tuple[int | None, ...]:
     return tuple(
         dim.dim_value if dim.HasField("dim_value") and dim.dim_value > 0 else None
         for dim in info.type.tensor_type.shape.dim
+    )
+
+
+def weight_bytes(model: onnx.ModelProto) -> int:
+    """Bytes of a model's initializers, about.
+
+    A message above 2 GiB cannot even be asked for its size.
+    """
+    return sum(
+        math.prod(tensor.dims) * onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+        for tensor in model.graph.initializer
     )
 
 
@@ -45,10 +56,18 @@ def without_weights(model: onnx.ModelProto, largest: int = 0) -> onnx.ModelProto
 
     Types, shapes and names stay, so the copy can be checked, and its shapes inferred, at no cost.
     """
+    initializers = model.graph.initializer
+    return weights_as_inputs(
+        model, {tensor.name for tensor in initializers if math.prod(tensor.dims) > largest}
+    )
+
+
+def weights_as_inputs(model: onnx.ModelProto, names: Collection[str]) -> onnx.ModelProto:
+    """Copy a model, turning the named initializers into graph inputs."""
     light = _without_initializers(model)
     inputs = {info.name for info in model.graph.input}
     for tensor in model.graph.initializer:
-        if math.prod(tensor.dims) <= largest:
+        if tensor.name not in names:
             light.graph.initializer.append(tensor)
         elif tensor.name not in inputs:
             light.graph.input.append(
@@ -67,9 +86,21 @@ def with_values(model: onnx.ModelProto, values: Mapping[str, npt.NDArray[Any]]) 
         model: The model; it is not changed.
         values: By name of an initializer, its new value; shape and type may differ.
     """
+    return with_values_from(model, values.get)
+
+
+def with_values_from(
+    model: onnx.ModelProto, value_of: Callable[[str], npt.NDArray[Any] | None]
+) -> onnx.ModelProto:
+    """Copy a model, asking for the value of one initializer after the other.
+
+    Args:
+        model: The model; it is not changed.
+        value_of: By name of an initializer, its new value; None to keep the one it has.
+    """
     copy = _without_initializers(model)
     for tensor in model.graph.initializer:
-        changed = values.get(tensor.name)
+        changed = value_of(tensor.name)
         copy.graph.initializer.append(
             tensor if changed is None else numpy_helper.from_array(changed, tensor.name)
         )

@@ -7,12 +7,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import onnx
 
 from proact_onnx.errors import ModelError, OutputError
-from proact_onnx.external_data import load_external_data
-from proact_onnx.messages import extents, sort_nodes, without_weights
+from proact_onnx.external_data import load_external_data, write_with_external_data
+from proact_onnx.messages import extents, sort_nodes, weight_bytes, without_weights
 
 LOWEST_OPSET = 7
 # A protobuf message ends at 2 GiB; the rest is left for nodes and names.
@@ -24,7 +25,13 @@ _LARGEST_CHECKED = 4096
 FLOAT_TYPES: dict[int, np.dtype[np.floating]] = {
     onnx.TensorProto.FLOAT: np.dtype(np.float32),
     onnx.TensorProto.FLOAT16: np.dtype(np.float16),
+    onnx.TensorProto.BFLOAT16: np.dtype(ml_dtypes.bfloat16),
     onnx.TensorProto.DOUBLE: np.dtype(np.float64),
+}
+# Their largest finite numbers.
+FLOAT_LIMITS = {
+    **{np.dtype(kind): float(np.finfo(kind).max) for kind in (np.float16, np.float32, np.float64)},
+    np.dtype(ml_dtypes.bfloat16): float.fromhex("0x1.fep127"),
 }
 
 PROVENANCE_PREFIX = "proact_onnx."
@@ -200,18 +207,10 @@ def save_model(
     try:
         with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
             scratch = Path(folder)
-            if model.ByteSize() < inline_limit:
+            if weight_bytes(model) < inline_limit:
                 onnx.save_model(model, scratch / "model")
             else:
-                copy = onnx.ModelProto()
-                copy.CopyFrom(model)
-                onnx.save_model(
-                    copy,
-                    scratch / "model",
-                    save_as_external_data=True,
-                    all_tensors_to_one_file=True,
-                    location=data_path.name,
-                )
+                write_with_external_data(model, scratch / "model", data_path.name)
                 (scratch / data_path.name).replace(data_path)
             (scratch / "model").replace(path)
     except OSError as error:
@@ -252,9 +251,9 @@ def is_scale(name: str) -> bool:
 
 
 def computes_in_float16(model: onnx.ModelProto) -> bool:
-    """Tell whether a model holds float16 weights, so that its outputs have 11 significant bits."""
+    """Tell whether a model holds 16-bit weights, so that outputs are no more precise."""
     types = {tensor.data_type for tensor in model.graph.initializer}
-    return onnx.TensorProto.FLOAT16 in types
+    return not types.isdisjoint((onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16))
 
 
 def image_input(model: onnx.ModelProto) -> ModelInput:

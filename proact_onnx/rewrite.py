@@ -14,7 +14,13 @@ from passes import Bound, DataFlow, Form, Range, Refusal, Sharing, StoredLayer, 
 from proact_onnx.activations import find_activations, tensor_types
 from proact_onnx.errors import ModelError
 from proact_onnx.functions import Sides
-from proact_onnx.model import FLOAT_TYPES, LOWER_SUFFIX, THRESHOLD_SUFFIX, check_model, opset
+from proact_onnx.model import (
+    FLOAT_TYPES,
+    LOWER_SUFFIX,
+    THRESHOLD_SUFFIX,
+    check_model,
+    opset,
+)
 from proact_onnx.thresholds import Thresholds
 
 __all__ = [
@@ -95,7 +101,12 @@ class Rescaled:
     biases: tuple[Refusal, ...]
 
 
-def prepare(model: onnx.ModelProto, fold_batchnorm: bool = True) -> Prepared:
+def prepare(
+    model: onnx.ModelProto,
+    fold_batchnorm: bool = True,
+    restore_rectifiers: bool = False,
+    expand_pools: bool = False,
+) -> Prepared:
     """Bring a model into the form that is trained, measured and hardened.
 
     Model-local functions are inlined, constants become initializers, other spellings of Relu
@@ -105,6 +116,10 @@ def prepare(model: onnx.ModelProto, fold_batchnorm: bool = True) -> Prepared:
     Args:
         model: The model; it is not changed.
         fold_batchnorm: Whether to fold.
+        restore_rectifiers: Whether a Relu that quantisation folded into the range of a quantiser
+            becomes a node again, for a bound to stand behind it.
+        expand_pools: Whether pools of quantised codes become pools of numbers, for faulty scales to
+            run through.
 
     Raises:
         ModelError: If the graph cannot be rewritten.
@@ -117,8 +132,10 @@ def prepare(model: onnx.ModelProto, fold_batchnorm: bool = True) -> Prepared:
     fold = passes.FoldBatchnorm()
     steps: list[passes.Pass] = [passes.LiftConstants(), passes.NormalizeActivations()]
     steps += [fold] if fold_batchnorm else []
-    prepared, changes = _run(_with_types(model), [*steps, passes.Cleanup()])
-    # The types were added for the passes' sake; the model keeps those it came with.
+    steps += [passes.RestoreRectifiers()] if restore_rectifiers else []
+    steps += [passes.ExpandPools()] if expand_pools else []
+    prepared, changes = _run(model, [*steps, passes.Cleanup()], _open_types(model))
+    # The types were known for the passes' sake; the model keeps those it came with.
     stated = {info.name for info in model.graph.value_info}
     kept = [info for info in prepared.graph.value_info if info.name in stated]
     del prepared.graph.value_info[:]
@@ -278,7 +295,7 @@ def expose(model: onnx.ModelProto, tensors: Iterable[str]) -> onnx.ModelProto:
         ModelError: If a tensor does not exist, or its type cannot be inferred.
     """
     wanted = list(tensors)
-    return _run(_with_types(model, wanted), [passes.ExposeTensors(wanted)])[0]
+    return _run(model, [passes.ExposeTensors(wanted)], _open_types(model, wanted))[0]
 
 
 def part_between(
@@ -335,29 +352,30 @@ def _stored(
     value: np.typing.NDArray[np.float32], dtype: np.dtype[np.floating]
 ) -> np.typing.NDArray[np.floating]:
     """Thresholds in the activation's own type, where they end at its largest finite number."""
-    limit = float(np.finfo(dtype).max)
+    limit = FLOAT_LIMITS[dtype]
     return np.clip(value.astype(np.float64), -limit, limit).astype(dtype)
 
 
 def _run(
-    model: onnx.ModelProto, steps: list[passes.Pass]
+    model: onnx.ModelProto,
+    steps: list[passes.Pass],
+    types: Sequence[onnx.ValueInfoProto] = (),
 ) -> tuple[onnx.ModelProto, dict[str, int]]:
     try:
-        return passes.run_passes(model, steps)
+        return passes.run_passes(model, steps, types)
     except passes.PassError as error:
         raise ModelError(f"the model cannot be rewritten: {error}") from error
 
 
-def _with_types(model: onnx.ModelProto, wanted: Sequence[str] | None = None) -> onnx.ModelProto:
-    """Copy a model, stating types that it leaves open: those wanted, or all that are known."""
+def _open_types(
+    model: onnx.ModelProto, wanted: Sequence[str] | None = None
+) -> list[onnx.ValueInfoProto]:
+    """Types that a model leaves open: those wanted, or all that are known."""
     types = tensor_types(model)
     stated = {info.name for info in (*model.graph.value_info, *model.graph.output)}
     stated.update(info.name for info in model.graph.input)
     names = [name for name in types if wanted is None or name in wanted]
-    typed = onnx.ModelProto()
-    typed.CopyFrom(model)
-    typed.graph.value_info.extend(types[name] for name in names if name not in stated)
-    return typed
+    return [types[name] for name in names if name not in stated]
 
 
 def _check_fit(

@@ -270,9 +270,9 @@ class InjectSettings:
         images: Images per trial, drawn afresh for each; 0 lets a pilot choose.
         half_width: Points of half a confidence interval of the accuracy at which to stop.
         protocol: ``adaptive``, or ``paper``: 500 fault maps on all images.
-        format: How parameters are stored, ``Qm.n``, ``auto``, ``float32``, ...
+        format: How parameters are stored, ``Qm.n``, ``auto``, ``float32``, ``stored``, ...
         targets: Kinds of parameter to fault: ``weight``, ``bias``, ``threshold``, ``scale``,
-            ``copy``; empty for all.
+            ``copy``, ``quant-scale``, ``zero-point``; empty for all.
         layers: Patterns of the layers to fault; empty for all.
         bits: Positions of bits to fault, such as ``0-15,31``, 0 the least significant; empty for
             all.

@@ -787,19 +787,12 @@ def test_integers_of_a_quantised_network_flip_in_place(shared_dir: Path, tmp_pat
             values = numpy_helper.to_array(tensor).copy()
             flat = values.reshape(-1)
             for element, mask in pairs:
-                if values.dtype == np.float32:
-                    flat[element] = through_q(float(flat[element]), mask)
-                else:
-                    word = int(flat[element]) ^ mask
-                    flat[element : element + 1] = np.array([word], np.int64).astype(values.dtype)
+                own = np.dtype(f"u{values.dtype.itemsize}")
+                flat[element : element + 1].view(own)[:] ^= own.type(mask)
                 hit.add(str(values.dtype))
-            if values.dtype == np.float32 and values.ndim:
-                hit_elements = {element for element, _ in pairs}
-                for element in set(range(flat.size)) - hit_elements:
-                    flat[element] = through_q(float(flat[element]))
             tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
         scores = run(faulty, {faulty.graph.input[0].name: feed}, optimise=True)[0]
         right = (scores.argmax(axis=1) == archive["labels"][:40]).sum()
         # Two sessions may round scales differently, and a quantised value falls on either side.
         assert abs(trial.verdict.correct - int(right)) <= 2
-        assert "int8" in hit
+        assert hit >= {"int8", "int32", "float32"}

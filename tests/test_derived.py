@@ -36,7 +36,7 @@ def test_constants_become_initializers() -> None:
     rewritten, derivations = derived_to_initializers(network, ["w", "v", "u"])
     onnx.checker.check_model(rewritten, full_check=True)
     assert operators(rewritten) == ["Add", "Mul"]
-    assert {(d.parameters, d.constants) for d in derivations} == {
+    assert {(d.sources, d.results) for d in derivations} == {
         (("v", "w"), ("b",)),
         (("u",), ("c",)),
     }

@@ -14,6 +14,7 @@ from proact_onnx.faults import (
     Parameter,
     fault_space,
     parameter_count,
+    spell_storage,
 )
 from proact_onnx.model import load_model
 from proact_onnx.rewrite import Form, insert, prepare, threshold_name
@@ -259,13 +260,14 @@ def test_an_unnamed_node_is_the_layer_of_its_output() -> None:
         (
             ["weights"],
             [],
-            "unknown fault target 'weights': choose among weight, bias, threshold, scale, copy",
+            "unknown fault target 'weights': choose among weight, bias, threshold, scale, copy, "
+            "quant-scale, zero-point",
         ),
         (
             ["threshold"],
             ["first"],
-            "the model stores no parameter of kind threshold: choose other --targets, or another "
-            "model",
+            "the model stores no parameter of kind threshold (it has weight, bias): choose other "
+            "--targets, or another model",
         ),
         (
             ["bias"],
@@ -287,8 +289,8 @@ def test_a_model_without_parameters_has_nothing_to_fault() -> None:
     with pytest.raises(SettingsError) as caught:
         FaultSpace(()).restrict()
     assert str(caught.value) == (
-        "the model stores no parameter of kind weight or bias or threshold or scale or copy: "
-        "choose other --targets, or another model"
+        "the model stores no parameter of kind weight or bias or threshold or scale or copy or "
+        "quant-scale or zero-point (it has none at all): choose other --targets, or another model"
     )
 
 
@@ -297,9 +299,9 @@ def test_quantised_weights_count_as_parameters(shared_dir: Path) -> None:
     plain = load_model(shared_dir / "models" / "c10_resnet20_torchscript_op17.onnx")
     quantised = load_model(shared_dir / "models" / "c10_resnet20_int8_qdq.onnx")
     assert parameter_count(plain) == 269_034
-    integers = [p for p in fault_space(quantised, 32).parameters if p.quantised]
-    assert 0.99 < sum(p.size for p in integers) / 268_346 < 1.01
-    assert parameter_count(quantised) < 1.02 * parameter_count(plain)
+    assert parameter_count(quantised) == parameter_count(plain)
+    weights = [p for p in fault_space(quantised, 32).parameters if p.kind is Kind.WEIGHT]
+    assert {p.stored_as for p in weights} == {"int8"}
 
 
 def test_bits_can_be_chosen() -> None:
@@ -316,7 +318,7 @@ def test_bits_can_be_chosen() -> None:
 
 
 def test_integers_of_a_quantised_network_are_stored_as_they_are() -> None:
-    """Weights and biases; zero points are part of the program."""
+    """Weights, biases, scales and zero points, in the order in which they are read."""
     model = parse(
         """<ir_version: 8, opset_import: ["": 17]>
         net (float[N, 2, 4, 4] x) => (float[N, 3, 4, 4] y) {
@@ -335,14 +337,20 @@ def test_integers_of_a_quantised_network_are_stored_as_they_are() -> None:
         xz=np.uint8(3),
     )
     space = fault_space(model, 16)
-    found = {p.name: (p.kind, p.width, len(p.bits), p.quantised) for p in space.parameters}
+    found = {p.name: (p.kind, p.shape, p.width, len(p.bits), p.stored_as) for p in space.parameters}
     assert found == {
-        "w8": (Kind.WEIGHT, 8, 8, True),
-        "ws": (Kind.WEIGHT, 16, 16, False),
-        "b32": (Kind.BIAS, 32, 32, True),
-        "bs": (Kind.WEIGHT, 16, 16, False),
+        "w8": (Kind.WEIGHT, (3, 2, 1, 1), 8, 8, "int8"),
+        "ws": (Kind.QUANT_SCALE, (3,), 32, 32, "float32"),
+        "wz": (Kind.ZERO_POINT, (3,), 8, 8, "int8"),
+        "b32": (Kind.BIAS, (3,), 32, 32, "int32"),
+        "bs": (Kind.QUANT_SCALE, (3,), 32, 32, "float32"),
+        "xs": (Kind.QUANT_SCALE, (), 32, 32, "float32"),
+        "xz": (Kind.ZERO_POINT, (), 8, 8, "uint8"),
     }
-    assert space.bits == 6 * 8 + 3 * 16 + 3 * 32 + 3 * 16
-    assert parameter_count(model) == 6 + 3 + 3 + 3
+    assert space.bits == 6 * 8 + 3 * 32 + 3 * 8 + 3 * 32 + 3 * 32 + 32 + 8
+    assert parameter_count(model) == 6 + 3
     only = space.restrict(bits=[20])
-    assert names(only) == ["b32"]
+    assert names(only) == ["ws", "b32", "bs", "xs"]
+    assert spell_storage(space) == (
+        "0 of 20 numbers; stored as in the file are 9 int8, 7 float32, 3 int32, 1 uint8"
+    )

@@ -244,7 +244,7 @@ def test_an_unknown_format_is_refused(text: str) -> None:
         parse_format(text)
     assert str(caught.value) == (
         f"unknown number format {text!r}: use Qm.n (for example Q15.16 or Q7.8), auto, auto16 or "
-        "auto8, or one of "
+        "auto8, stored, or one of "
         "float32, float16, bfloat16"
     )
 

@@ -251,7 +251,7 @@ def test_a_fault_space_survives_being_written_down() -> None:
     space = FaultSpace(
         (
             Parameter("w", Kind.WEIGHT, (3, 2), "conv", 32, (0, 1, 2, 7, 31)),
-            Parameter("q", Kind.BIAS, (), "out", 8, tuple(range(8)), True),
+            Parameter("q", Kind.BIAS, (), "out", 8, tuple(range(8)), "int8"),
         )
     )
     listing = json.loads(json.dumps(list_space(space)))

@@ -1,6 +1,6 @@
 """A model whose parameters went through a memory format, and how faults get into it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,11 +11,22 @@ from onnx import numpy_helper
 
 from proact_onnx.engine import FaultEngine
 from proact_onnx.errors import ModelError
-from proact_onnx.faults import FaultMap, FaultSpace, Integer, MemoryFormat, NumberFormat
-from proact_onnx.messages import with_values
+from proact_onnx.faults import (
+    FaultMap,
+    FaultSpace,
+    FloatingPoint,
+    Integer,
+    MemoryFormat,
+    NumberFormat,
+)
+from proact_onnx.messages import with_values_from
 
 Words = npt.NDArray[np.uint32]
+NarrowWords = npt.NDArray[np.unsignedinteger[Any]]
 Indices = npt.NDArray[np.int64]
+
+# Elements encoded together: what the conversion through float64 takes stays in the cache.
+_BLOCK = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -23,12 +34,12 @@ class StoredParameter:
     """One parameter as memory holds it.
 
     Attributes:
-        words: Flat array of stored words.
+        words: Flat array of stored words, of the narrowest type that holds them.
         number_format: What the words stand for.
         dtype: The type the model computes with.
     """
 
-    words: Words
+    words: NarrowWords
     number_format: NumberFormat
     dtype: np.dtype[Any]
 
@@ -101,7 +112,7 @@ class EncodedModel:
         changed = {}
         for name, (elements, masks) in faults.words.items():
             parameter = self.parameters[name]
-            before = parameter.words[elements]
+            before = parameter.words[elements].astype(np.uint32)
             after = faults.apply(before, masks)
             differs = before != after
             if differs.all():
@@ -128,15 +139,17 @@ def encode_model(
     """
     tensors = {tensor.name: tensor for tensor in model.graph.initializer}
     parameters = {}
-    decoded = {}
+    converted = set()
     saturated = 0
     for parameter in space.parameters:
         name = parameter.name
         values = numpy_helper.to_array(tensors[name])
-        if parameter.quantised:
-            integers = Integer(values.dtype)
-            words = integers.encode(values).reshape(-1)
-            parameters[name] = StoredParameter(words, integers, values.dtype)
+        if parameter.stored_as:
+            own = (
+                Integer(values.dtype) if values.dtype.kind in "iu" else FloatingPoint(values.dtype)
+            )
+            words, _ = _encode(values, own)
+            parameters[name] = StoredParameter(words, own, values.dtype)
             continue
         if np.isnan(values).any():
             raise ModelError(
@@ -144,8 +157,35 @@ def encode_model(
                 "repair the model"
             )
         number_format = memory_format.fit(values)
-        words = number_format.encode(values).reshape(-1)
+        words, outside = _encode(values, number_format)
         parameters[name] = StoredParameter(words, number_format, values.dtype)
-        saturated += number_format.saturated(values)
-        decoded[name] = parameters[name].values(words).reshape(values.shape)
-    return EncodedModel(with_values(model, decoded), parameters, saturated)
+        saturated += outside
+        if number_format.name != values.dtype.name:
+            converted.add(name)
+
+    def decoded(name: str) -> npt.NDArray[Any] | None:
+        return _decode(parameters[name], tensors[name].dims) if name in converted else None
+
+    encoded = with_values_from(model, decoded) if converted else model
+    return EncodedModel(encoded, parameters, saturated)
+
+
+def _encode(values: npt.NDArray[Any], number_format: NumberFormat) -> tuple[NarrowWords, int]:
+    """Words of a tensor, and how many of its values lie outside the format."""
+    flat = values.reshape(-1)
+    size = next(size for size in (1, 2, 4) if 8 * size >= number_format.width)
+    words = np.empty(flat.size, f"u{size}")
+    outside = 0
+    for start in range(0, flat.size, _BLOCK):
+        part = slice(start, start + _BLOCK)
+        words[part] = number_format.encode(flat[part])
+        outside += number_format.saturated(flat[part])
+    return words, outside
+
+
+def _decode(parameter: StoredParameter, shape: Sequence[int]) -> npt.NDArray[Any]:
+    values = np.empty(parameter.words.size, parameter.dtype)
+    for start in range(0, values.size, _BLOCK):
+        part = slice(start, start + _BLOCK)
+        values[part] = parameter.values(parameter.words[part].astype(np.uint32))
+    return values.reshape(shape)

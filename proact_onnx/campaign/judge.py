@@ -42,7 +42,8 @@ class Verdict:
         golden_correct: How many the golden run gets right of the same images.
         sdc: How many have a finite output that is silently wrong: another top-1 class than the
             golden run's, or an element off by more than the tolerance.
-        nonfinite: How many have an infinity or a NaN in the output, which can be detected (DUE).
+        nonfinite: How many have an infinity or a NaN in the output, or none because the runtime
+            stopped with an error, which can be detected (DUE).
         sdc5: How many have a finite output whose top-1 class is not among the golden run's top
             five; None for outputs that are not class scores.
         relative_l2: Mean over the images with finite output of ``|faulty - golden| / |golden|`` in

@@ -253,7 +253,7 @@ def _sites(faults: FaultMap, encoded: EncodedModel, space: FaultSpace) -> tuple[
             continue
         elements, masks = faults.words[parameter.name]
         stored = encoded.parameters[parameter.name]
-        before = stored.words[elements]
+        before = stored.words[elements].astype(np.uint32)
         after = faults.apply(before, masks)
         for element, mask, old, new in zip(
             elements.tolist(),

@@ -26,6 +26,7 @@ from proact_onnx.engine import (
     chance_warning,
     choose_engine,
     is_classifier,
+    is_large,
     run_all,
     runtime_version,
     top1,
@@ -37,6 +38,7 @@ from proact_onnx.faults import (
     list_space,
     parameter_count,
     parse_format,
+    spell_storage,
 )
 from proact_onnx.messages import put_together, take_apart
 from proact_onnx.model import image_input, load_model, model_digest
@@ -108,6 +110,7 @@ class GoldenRun:
         images: Preprocessed images, ``[N, ...]``.
         scores: What the model gives for them.
         judge: Compares outputs with those of the golden run.
+        output_shape: Shape of the output of one image.
         labels: int64 ``[N]``: the labels given, or the golden run's classes; None where outputs
             are not class scores.
         labelled: Whether labels were given.
@@ -123,6 +126,7 @@ class GoldenRun:
     images: Array
     scores: KnownScores
     judge: ClassJudge | ElementJudge
+    output_shape: tuple[int, ...]
     labels: npt.NDArray[np.int64] | None
     labelled: bool
     monitor: Monitor | None
@@ -202,7 +206,7 @@ class Subject:
         self._preprocessing = preprocessing or Preprocessing()
         loaded = load_model(model)
         self._digest = model_digest(loaded)
-        self.model = prepare_model(loaded, fold_batchnorm=False).model
+        self.model = prepare_model(loaded, fold_batchnorm=False, expand_pools=True).model
         self.monitor = read_monitor(self.model)
         # So that parts of the network can be run, and give the counts of their own layers.
         self._counts = separate_counts(self.model, self.monitor) if self.monitor else ()
@@ -310,6 +314,8 @@ class Subject:
         sample //= len(sample)
         plain = None if known else Session(self.model, *self.arguments).run(images[sample])
         encoded = encode_model(self.model, self.space, self.format)
+        if storage := spell_storage(self.space):
+            reporter.notice(f"{self.path.name}: format {self.format.name} applies to {storage}")
         chosen = choose_engine(encoded.model, list(encoded.parameters), images, *self.arguments)
         reporter.notice(f"{self.path.name}: {chosen.notice}")
         if known is None:
@@ -334,7 +340,8 @@ class Subject:
             images,
             outputs,
             Workload(bits, trials, images_per_trial, rates),
-            self.runtime.cache_memory << 20,
+            # Engines for parts of a large model would hold copies of its weights.
+            0 if is_large(encoded.model) else self.runtime.cache_memory << 20,
             threads,
             batch_size,
             dict(zip(self._counts, counts, strict=True)),
@@ -345,6 +352,7 @@ class Subject:
             images=images,
             scores=known,
             judge=judge,
+            output_shape=outputs.shape[1:],
             labels=labels,
             labelled=labels is not None and self.data.labels is not None,
             monitor=self.monitor,

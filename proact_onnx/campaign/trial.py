@@ -1,5 +1,7 @@
 """One trial: draw, inject, run, judge, undo."""
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
@@ -9,6 +11,7 @@ from proact_onnx.campaign.images import choose_images
 from proact_onnx.campaign.judge import Verdict
 from proact_onnx.campaign.store import TrialResult
 from proact_onnx.campaign.subject import GoldenRun
+from proact_onnx.errors import RunError
 from proact_onnx.faults import FaultMap, FaultModel, FaultSpace
 
 Indices = npt.NDArray[np.int64]
@@ -84,18 +87,28 @@ class TrialRunner:
         if not injection.words:
             return golden.judge.unchanged(chosen), None if self._meter is None else 0.0
         distance = None
-        if self._meter is not None:
-            outputs, effects = self._meter.effects(injection, golden.images[chosen])
-            distance = mean_distance(effects)
-            if golden.monitor is None:
-                return golden.judge.compare(outputs, chosen), distance
-        stage = golden.stages.for_faults(injection.words)
+        try:
+            if self._meter is not None:
+                outputs, effects = self._meter.effects(injection, golden.images[chosen])
+                distance = mean_distance(effects)
+                if golden.monitor is None:
+                    return golden.judge.compare(outputs, chosen), distance
+            outputs, raised = self._observed(injection, chosen)
+        except RunError:
+            # Operators of quantised models refuse some scales: a fault that is detected.
+            outputs = np.full((len(chosen), *golden.output_shape), np.nan, np.float32)
+            raised = None if golden.monitor is None else np.ones(len(chosen), bool)
+        return golden.judge.compare(outputs, chosen, raised), distance
+
+    def _observed(
+        self, injection: Injection, chosen: Indices
+    ) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_] | None]:
+        stage = self._golden.stages.for_faults(injection.words)
         try:
             injection.put(stage.engine)
-            outputs, raised = golden.observe(stage, chosen)
+            return self._golden.observe(stage, chosen)
         finally:
             injection.undo(stage.engine)
-        return golden.judge.compare(outputs, chosen, raised), distance
 
 
 def _spell(faults: FaultMap) -> dict[str, list[tuple[int, int]]]:

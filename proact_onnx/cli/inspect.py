@@ -22,14 +22,13 @@ def inspect(
     config: Config = None,
 ) -> None:
     """Show a model's activations, its fault space, and what protection would cost."""
-    from proact_onnx.faults import fault_space
-    from proact_onnx.inspection import FLOAT_BITS, inspect_model
-    from proact_onnx.model import load_model
+    from proact_onnx.inspection import inspect_model
     from proact_onnx.report import (
         activation_table,
         cost_table,
         coverage_line,
         parameter_table,
+        storage_table,
         unprotected_lines,
     )
 
@@ -40,6 +39,9 @@ def inspect(
     say(
         f"{found.parameters:,} parameters; fault space of {found.fault_space_bits:,} bits as stored"
     )
+    parameters = found.stored
+    if any(parameter.stored_as for parameter in parameters):
+        show(storage_table(parameters))
     if found.protected:
         say(f"hardened already: {len(found.protected)} activations are bounded")
     if found.rescaled:
@@ -52,7 +54,7 @@ def inspect(
     for reason in dict.fromkeys(cost.reason for cost in found.costs if cost.reason):
         say(f"note: {reason}")
     if layers:
-        show(parameter_table(fault_space(load_model(path), FLOAT_BITS).parameters))
+        show(parameter_table(parameters))
     for line in unprotected_lines(found.unprotected):
         say(line)
     if found.activations:

@@ -179,14 +179,15 @@ Format = Annotated[
         "inject.format",
         "How parameters are stored.",
         FAULTS,
-        "Qm.n|auto|auto16|auto8|float32|float16|bfloat16",
+        "Qm.n|auto|auto16|auto8|float32|float16|bfloat16|stored",
     ),
 ]
 Targets = Annotated[
     str | None,
     setting(
         "inject.targets",
-        "Kinds of parameters to fault; by default all of weight, bias, threshold, scale, copy.",
+        "Kinds of parameters to fault; by default all of weight, bias, threshold, scale, copy, "
+        "quant-scale, zero-point.",
         FAULTS,
         "KIND,...",
     ),

@@ -6,7 +6,7 @@ from proact_onnx.engine.metrics import Predictions, chance_warning, is_classifie
 from proact_onnx.engine.percentiles import profile_percentiles
 from proact_onnx.engine.prefix import PrefixCache, Stage, run_all
 from proact_onnx.engine.profile import ActivationProfile, observed_shapes, profile_activations
-from proact_onnx.engine.select import ChosenEngine, FaultEngine, choose_engine
+from proact_onnx.engine.select import ChosenEngine, FaultEngine, choose_engine, is_large
 from proact_onnx.engine.session import Provider, Session, runtime_version
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "chance_warning",
     "choose_engine",
     "is_classifier",
+    "is_large",
     "latency_ratios",
     "observed_shapes",
     "profile_activations",

@@ -8,14 +8,15 @@ here they become initializers, and whoever overwrites a parameter overwrites wha
 
 import functools
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import onnx
 import onnxruntime as ort
 from onnx import helper, numpy_helper
 
-from proact_onnx.engine.session import Array, Provider, create_session, session_options
+from proact_onnx.engine.session import Array, Indices, Provider, create_session, session_options
 from proact_onnx.messages import node_reads, with_values
 
 # A larger parameter is not computed with anew for every element that changes.
@@ -29,20 +30,39 @@ class Derivation:
     """Constants that depend on the same parameters.
 
     Attributes:
-        parameters: Names of what they are computed from.
-        constants: Their names, which are initializers now.
+        sources: Names of the parameters that they are computed from.
+        shapes: Their shapes.
+        results: Names of the constants, which are initializers now.
         content: A serialised model that computes them.
     """
 
-    parameters: tuple[str, ...]
-    constants: tuple[str, ...]
+    sources: tuple[str, ...]
+    shapes: tuple[tuple[int, ...], ...]
+    results: tuple[str, ...]
     content: bytes
 
+    def follow(
+        self, stored: Mapping[str, Array], changed: str, elements: Indices
+    ) -> Iterator[tuple[str, Indices, Array]]:
+        """Yield what changes when elements of a parameter were overwritten.
+
+        Args:
+            stored: The parameters, flat, by name.
+            changed: The parameter that was overwritten.
+            elements: Flat indices of the elements that were.
+
+        Returns:
+            Names of results, flat indices and values.
+        """
+        for name, value in self.derive(stored).items():
+            yield name, np.arange(value.size), value.reshape(-1)
+
     def derive(self, stored: Mapping[str, Array]) -> dict[str, Array]:
-        """Compute the constants, by name, from the parameters, by name."""
-        feed = {name: stored[name] for name in self.parameters}
-        values = self._session.run(list(self.constants), feed)
-        return dict(zip(self.constants, values, strict=True))
+        """Compute the constants, by name, from the parameters, flat or not, by name."""
+        shaped = zip(self.sources, self.shapes, strict=True)
+        feed = {name: stored[name].reshape(shape) for name, shape in shaped}
+        values = self._session.run(list(self.results), feed)
+        return dict(zip(self.results, values, strict=True))
 
     @functools.cached_property
     def _session(self) -> ort.InferenceSession:
@@ -93,15 +113,18 @@ def derived_to_initializers(
     if not constants:
         return model, []
     derivations = [
-        Derivation(names, tuple(found), _part(model, folded, names, found))
+        Derivation(
+            names,
+            tuple(tuple(small[name].dims) for name in names),
+            tuple(found),
+            _part(model, folded, names, found),
+        )
         for names, found in _groups({name: origins[name] for name in constants})
     ]
     rewritten = with_values(model, {})
     del rewritten.graph.node[:]
     rewritten.graph.node.extend(kept)
-    stored = {
-        name: numpy_helper.to_array(small[name]) for d in derivations for name in d.parameters
-    }
+    stored = {name: numpy_helper.to_array(small[name]) for d in derivations for name in d.sources}
     for derivation in derivations:
         rewritten.graph.initializer.extend(
             numpy_helper.from_array(values, name)

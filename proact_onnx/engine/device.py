@@ -14,10 +14,11 @@ from proact_onnx.engine.session import (
     Provider,
     batches,
     create_session,
-    refused,
     running_provider,
     session_options,
+    stopped,
 )
+from proact_onnx.messages import weights_as_inputs
 from proact_onnx.model import image_input, output_names
 
 # Data sets up to this size stay on the device.
@@ -110,7 +111,7 @@ class DeviceEngine:
         try:
             self._session.run_with_iobinding(self._binding)
         except Exception as error:
-            raise refused(error) from error
+            raise stopped(error) from error
         return [np.atleast_1d(value)[:count] for value in self._binding.copy_outputs_to_cpu()]
 
     def _keep(self, images: Array) -> ort.OrtValue:
@@ -123,18 +124,10 @@ class DeviceEngine:
 def _parameters_as_inputs(
     model: onnx.ModelProto, parameters: list[str]
 ) -> tuple[onnx.ModelProto, dict[str, Array]]:
-    opened = onnx.ModelProto()
-    opened.CopyFrom(model)
     wanted = set(parameters)
-    declared = {value.name for value in opened.graph.input}
-    stored: dict[str, Array] = {}
-    for tensor in list(opened.graph.initializer):
-        if tensor.name not in wanted:
-            continue
-        stored[tensor.name] = aligned_copy(numpy_helper.to_array(tensor))
-        opened.graph.initializer.remove(tensor)
-        if tensor.name not in declared:
-            opened.graph.input.append(
-                onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
-            )
-    return opened, stored
+    stored = {
+        tensor.name: aligned_copy(numpy_helper.to_array(tensor))
+        for tensor in model.graph.initializer
+        if tensor.name in wanted
+    }
+    return weights_as_inputs(model, wanted), stored

@@ -6,8 +6,8 @@ model is optimised once, and the optimised graph is loaded with every initialize
 that belongs to us (``SessionOptions.add_initializer``). Writing there changes the next run.
 
 Optimisers that calculate with parameters, or merge equal ones, are switched off: what is flipped is
-always the stored parameter. So is packing, which makes a copy out of reach. Dense layers and batch
-normalisations are rewritten so that they need neither.
+always the stored parameter. So is packing, which makes a copy out of reach. Dense layers, batch
+normalisations and dequantised weights are rewritten so that they need neither.
 """
 
 import functools
@@ -15,16 +15,20 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-import numpy as np
 import onnx
 import onnxruntime as ort
 from onnx import numpy_helper
 
 from proact_onnx.engine.dense import dense_to_pointwise
-from proact_onnx.engine.derived import derived_to_initializers
-from proact_onnx.engine.layout import LayoutError, Places, find_places
+from proact_onnx.engine.dequantise import (
+    Dequantisation,
+    dequantisations_to_constants,
+    unread,
+)
+from proact_onnx.engine.derived import Derivation, derived_to_initializers
+from proact_onnx.engine.layout import Places, find_places
 from proact_onnx.engine.memory import aligned_copy
-from proact_onnx.engine.normalise import normalisations_to_convolutions
+from proact_onnx.engine.normalise import Normalisation, normalisations_to_convolutions
 from proact_onnx.engine.session import (
     Array,
     BatchRunner,
@@ -33,7 +37,6 @@ from proact_onnx.engine.session import (
     create_session,
     session_options,
 )
-from proact_onnx.messages import node_reads
 
 # Names as ONNX Runtime's optimisers register themselves. ConvActivationFusion writes the bounds of
 # a Clip, one of which is a threshold, into an attribute; Relu is fused by the blocked layout too.
@@ -49,6 +52,9 @@ _CALCULATING_OPTIMIZERS = [
     "MatMulScaleFusion",
     "WeightBiasQuantization",
 ]
+
+
+Follower = Normalisation | Dequantisation | Derivation
 
 
 class InPlaceEngine:
@@ -72,24 +78,23 @@ class InPlaceEngine:
         self, model: onnx.ModelProto, parameters: list[str], threads: int = 0, batch_size: int = 128
     ) -> None:
         rewritten, normalisations = normalisations_to_convolutions(model)
-        self._normalisations = {
-            vector: found
-            for found in normalisations
-            if not set(found.vectors).isdisjoint(parameters)
-            for vector in found.vectors
-        }
-        direct = [name for name in parameters if name not in self._normalisations]
-        rewritten, derivations = derived_to_initializers(rewritten, direct)
-        self._derivations = {name: d for d in derivations for name in d.parameters}
-        derived = [n for f in set(self._normalisations.values()) for n in (f.factor, f.shift)]
-        derived += [name for derivation in derivations for name in derivation.constants]
-        read = {name for node in rewritten.graph.node for name in node_reads(node)}
-        direct = [name for name in direct if name in read or name not in self._derivations]
-        self._stored = {
-            tensor.name: numpy_helper.to_array(tensor).copy()
+        rewritten, dequantisations = dequantisations_to_constants(rewritten)
+        wanted = set(parameters)
+        rewritten, derivations = derived_to_initializers(rewritten, parameters)
+        every: list[Follower] = [*normalisations, *dequantisations, *derivations]
+        followed = [found for found in every if not wanted.isdisjoint(found.sources)]
+        self._followed: dict[str, list[Follower]] = {}
+        for found in followed:
+            for name in found.sources:
+                self._followed.setdefault(name, []).append(found)
+        self._sources = {
+            tensor.name: numpy_helper.to_array(tensor).reshape(-1).copy()
             for tensor in model.graph.initializer
-            if tensor.name in self._normalisations or tensor.name in self._derivations
+            if tensor.name in self._followed
         }
+        gone = unread(rewritten, set(self._followed))
+        direct = [name for name in parameters if name not in gone]
+        derived = [name for found in followed for name in found.results]
         optimised, self._places = _follow(rewritten, [*direct, *derived], threads)
         held = {buffer for places in self._places.values() for buffer, _ in places}
         self._buffers = {
@@ -125,18 +130,12 @@ class InPlaceEngine:
 
     def write(self, parameter: str, elements: Indices, values: Array) -> None:
         """Overwrite elements of a parameter, by flat index in its stored layout."""
-        if parameter in self._stored:
-            self._stored[parameter].reshape(-1)[elements] = values
         if parameter in self._places:
             self._put(parameter, elements, values)
-        if parameter in self._normalisations:
-            normalisation = self._normalisations[parameter]
-            factors, shifts = normalisation.derive(self._stored, elements)
-            self._put(normalisation.factor, elements, factors)
-            self._put(normalisation.shift, elements, shifts)
-        if parameter in self._derivations:
-            for name, constant in self._derivations[parameter].derive(self._stored).items():
-                self._put(name, np.arange(constant.size), constant.reshape(-1))
+        for found in self._followed.get(parameter, ()):
+            self._sources[parameter][elements] = values
+            for name, changed, results in found.follow(self._sources, parameter, elements):
+                self._put(name, changed, results)
 
     def _put(self, name: str, elements: Indices, values: Array) -> None:
         for buffer_name, positions in self._places[name]:
@@ -145,28 +144,22 @@ class InPlaceEngine:
 
 
 def _follow(
-    model: onnx.ModelProto, parameters: list[str], threads: int, quantised: bool = True
+    model: onnx.ModelProto, parameters: list[str], threads: int
 ) -> tuple[onnx.ModelProto, Mapping[str, Places]]:
-    """Optimise a model as far as its parameters can be followed."""
-    optimise = functools.partial(_optimise, threads=threads, quantised=quantised)
+    """Optimise a model, and find where its parameters went."""
+    optimise = functools.partial(_optimise, threads=threads)
     optimised = optimise(model)
-    try:
-        return optimised, find_places(model, optimised, parameters, optimise)
-    except LayoutError:
-        if not quantised or all(node.op_type != "DequantizeLinear" for node in model.graph.node):
-            raise
-    # Quantised operators derive the scales of biases, which a file may hold as parameters.
-    return _follow(model, parameters, threads, quantised=False)
+    return optimised, find_places(model, optimised, parameters, optimise)
 
 
-def _optimise(model: onnx.ModelProto, threads: int, quantised: bool) -> onnx.ModelProto:
+def _optimise(model: onnx.ModelProto, threads: int) -> onnx.ModelProto:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "optimised.onnx"
         options = session_options(threads)
         options.optimized_model_filepath = str(path)
         options.add_session_config_entry("session.disable_prepacking", "1")
-        if not quantised:
-            options.add_session_config_entry("session.disable_quant_qdq", "1")
+        # Fused quantised operators derive the scales of biases, which a file holds as parameters.
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
         create_session(
             dense_to_pointwise(model),
             Provider.CPU,

@@ -7,7 +7,7 @@ overwrites an element of a vector overwrites what follows from it.
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,6 +34,30 @@ class Normalisation:
     epsilon: float
     factor: str
     shift: str
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Names of the initializers that weights and bias follow from."""
+        return self.vectors
+
+    @property
+    def results(self) -> tuple[str, ...]:
+        """Names of the initializers that follow from them."""
+        return self.factor, self.shift
+
+    def follow(
+        self, stored: Mapping[str, Array], changed: str, elements: Indices
+    ) -> Iterator[tuple[str, Indices, Array]]:
+        """Yield what changes when elements of a vector were overwritten: name, indices, values.
+
+        Args:
+            stored: The vectors, by name.
+            changed: The vector that was overwritten.
+            elements: Indices of the elements that were.
+        """
+        factors, shifts = self.derive(stored, elements)
+        yield self.factor, elements, factors
+        yield self.shift, elements, shifts
 
     def derive(self, stored: Mapping[str, Array], channels: Indices) -> tuple[Array, Array]:
         """Factors and shifts of some channels, ``[K]`` each.

@@ -1,5 +1,6 @@
 """Choosing the engine of a campaign: the fastest one that is proved right on this model."""
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
@@ -14,6 +15,7 @@ from proact_onnx.engine.layout import LayoutError
 from proact_onnx.engine.portable import FreshSessionEngine
 from proact_onnx.engine.session import Array, Indices, Provider
 from proact_onnx.errors import ModelError
+from proact_onnx.faults import Role, quantiser_role
 from proact_onnx.model import computes_in_float16
 
 # How far outputs may lie apart, relative to the largest. Engines add in another order and round
@@ -23,6 +25,9 @@ _AGREEMENT = 1e-3
 _AGREEMENT_FLOAT16 = 3e-2
 _AGREEMENT_QUANTISED = 6e-2
 _CHECK_IMAGES = 4
+# Of models with so many weights, no copies are made that are not needed. Whatever they are stored
+# in, kernels compute in 32 bits.
+LARGE_WEIGHTS = 200_000_000
 _CHECK_ELEMENTS = 3
 _PLACES = {
     Provider.CPU: "the CPU",
@@ -87,7 +92,8 @@ def choose_engine(
     every parameter are disturbed, the outputs are compared with those of a new session that was
     created with the disturbed parameters, and after undoing the disturbance with those of the
     undisturbed one. Parameters as graph inputs are documented behaviour and need no proof; they
-    would only fail it by rounding, where a value falls to the other side of a threshold.
+    would only fail it by rounding, where a value falls to the other side of a threshold. They are
+    taken at once for models so large that optimised copies would fill the memory.
 
     Args:
         model: The model, every parameter an initializer.
@@ -101,12 +107,14 @@ def choose_engine(
         ModelError: If ONNX Runtime refuses the model.
         SettingsError: If the provider was asked for and does not work here.
     """
+    if is_large(model):
+        return _choose_for_large(model, parameters, provider, threads, batch_size)
     fresh = FreshSessionEngine(model, parameters, provider, threads, batch_size)
     reasons = []
     if fresh.provider is Provider.CPU:
         # First the proof, then the engine: the memory of both need not be had at once.
-        proof = _Proof(fresh, model, parameters, images[:_CHECK_IMAGES])
         try:
+            proof = _Proof(fresh, model, parameters, images[:_CHECK_IMAGES])
             engine = InPlaceEngine(model, parameters, threads, batch_size)
         except (LayoutError, ModelError) as error:
             reasons.append(str(error))
@@ -122,6 +130,33 @@ def choose_engine(
     return ChosenEngine(inputs, _notice(inputs, reasons))
 
 
+def is_large(model: onnx.ModelProto) -> bool:
+    """Tell whether copies of a model are to be avoided."""
+    weights = sum(int(math.prod(tensor.dims)) for tensor in model.graph.initializer)
+    return weights >= LARGE_WEIGHTS
+
+
+def _choose_for_large(
+    model: onnx.ModelProto,
+    parameters: list[str],
+    provider: Provider,
+    threads: int,
+    batch_size: int,
+) -> ChosenEngine:
+    """Open an engine that needs no second optimised copy of a model, and nothing to compare with.
+
+    The in-place engine holds several: the fresh session's, the optimised one, and for a while
+    those with which it finds the places of weights.
+    """
+    reasons = ["the model is large"]
+    try:
+        engine: FaultEngine = DeviceEngine(model, parameters, provider, threads, batch_size)
+    except (LayoutError, ModelError) as error:
+        reasons.append(str(error))
+        engine = FreshSessionEngine(model, parameters, provider, threads, batch_size)
+    return ChosenEngine(engine, _notice(engine, reasons))
+
+
 class _Proof:
     """What a fresh session gives, disturbed and restored, for another engine to give as well."""
 
@@ -129,6 +164,7 @@ class _Proof:
         self, fresh: FaultEngine, model: onnx.ModelProto, parameters: list[str], images: Array
     ) -> None:
         stored = {t.name: t for t in model.graph.initializer}
+        quantisers = _quantisers(model)
         rng = np.random.default_rng(0)
         self._images = images
         self._before: dict[str, tuple[Indices, Array]] = {}
@@ -137,7 +173,8 @@ class _Proof:
             values = numpy_helper.to_array(stored[name]).reshape(-1)
             elements = rng.choice(values.size, min(values.size, _CHECK_ELEMENTS), replace=False)
             self._before[name] = (elements, values[elements])
-            self._after[name] = (elements, _disturb(values, elements))
+            disturb = _nudge if name in quantisers else _disturb
+            self._after[name] = (elements, disturb(values, elements))
         self._undisturbed = fresh.run(images)
         self._disturbed = _run_with(fresh, self._after, images)
         for name, original in self._before.items():
@@ -178,8 +215,31 @@ def _disturb(values: Array, elements: Indices) -> Array:
     return after
 
 
+def _nudge(values: Array, elements: Indices) -> Array:
+    """Other scales and zero points: so near that codes do not saturate in every layer."""
+    before = values[elements]
+    after: Array
+    if values.dtype.kind in "iu":
+        after = before ^ values.dtype.type(1)
+    else:
+        after = before * values.dtype.type(1.25)
+    return after
+
+
+def _quantisers(model: onnx.ModelProto) -> set[str]:
+    """Names of scales and zero points."""
+    roles = (Role.SCALE, Role.ZERO_POINT)
+    return {
+        name
+        for node in model.graph.node
+        for position, name in enumerate(node.input)
+        if quantiser_role(node, position) in roles
+    }
+
+
 def _tolerance(model: onnx.ModelProto) -> float:
-    if any(node.op_type == "QuantizeLinear" for node in model.graph.node):
+    # Behind dequantised weights alone, fused operators quantise what they multiply with.
+    if any(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in model.graph.node):
         return _AGREEMENT_QUANTISED
     return _AGREEMENT_FLOAT16 if computes_in_float16(model) else _AGREEMENT
 

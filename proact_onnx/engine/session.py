@@ -2,9 +2,12 @@
 
 import ctypes
 import functools
+import re
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from enum import StrEnum
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,8 +15,10 @@ import numpy.typing as npt
 import onnx
 import onnxruntime as ort
 
-from proact_onnx.errors import ModelError, SettingsError
-from proact_onnx.model import ModelInput, model_inputs, output_names
+from proact_onnx.errors import ModelError, RunError, SettingsError
+from proact_onnx.external_data import write_with_external_data
+from proact_onnx.messages import weight_bytes
+from proact_onnx.model import INLINE_LIMIT_BYTES, ModelInput, model_inputs, output_names
 
 Array = npt.NDArray[Any]
 Indices = npt.NDArray[np.int64]
@@ -97,8 +102,23 @@ def create_session(
         ModelError: If ONNX Runtime refuses the model.
         SettingsError: If the provider was asked for and does not work here.
     """
-    wanted = _providers(provider)
+    if not isinstance(model, bytes) and weight_bytes(model) >= INLINE_LIMIT_BYTES:
+        # Too large for one message: the weights come from a file, which ONNX Runtime maps.
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+            path = Path(folder) / "model.onnx"
+            write_with_external_data(model, path, "weights")
+            return _open(str(path), provider, options, **arguments)
     content = model if isinstance(model, bytes) else model.SerializeToString()
+    return _open(content, provider, options, **arguments)
+
+
+def _open(
+    content: bytes | str,
+    provider: Provider,
+    options: ort.SessionOptions | None,
+    **arguments: Any,
+) -> ort.InferenceSession:
+    wanted = _providers(provider)
 
     def open_on(providers: list[str]) -> ort.InferenceSession:
         # Falling back by itself, ONNX Runtime would talk, and forget the arguments.
@@ -125,7 +145,20 @@ def create_session(
 
 def refused(error: Exception) -> ModelError:
     """Put what ONNX Runtime says about a model into one sentence."""
-    return ModelError(f"ONNX Runtime cannot run the model: {' '.join(str(error).split())}")
+    said = " ".join(str(error).split())
+    missing = re.search(r"implementation for (\w+)\(\d+\) node with name '([^']*)'", said)
+    if missing:
+        return ModelError(
+            f"ONNX Runtime has no kernel for {missing[1]} at node {missing[2]!r} with the types of "
+            "this model, such as bfloat16 on the CPU: convert the model to float32 or float16, or "
+            "use another --provider"
+        )
+    return ModelError(f"ONNX Runtime cannot run the model: {said}")
+
+
+def stopped(error: Exception) -> RunError:
+    """Put what ONNX Runtime says while running a model into one sentence."""
+    return RunError(str(refused(error)))
 
 
 def _providers(provider: Provider) -> list[str]:
@@ -207,7 +240,7 @@ class BatchRunner:
         Records that hold all that a call is given come one by one, each output ``[1, ...]``.
 
         Raises:
-            ModelError: If ONNX Runtime fails at running the model.
+            RunError: If ONNX Runtime fails at running the model.
         """
         images = images if chosen is None else images[chosen]
         whole = self.takes_calls(images)
@@ -216,7 +249,7 @@ class BatchRunner:
             try:
                 values = self._session.run(list(outputs), self._feeds(batch, whole))
             except Exception as error:
-                raise refused(error) from error
+                raise stopped(error) from error
             if whole:
                 yield [np.asarray(value)[None] for value in values]
             else:

@@ -1,6 +1,7 @@
 """What can go wrong in memory: number formats, the fault space, and fault models to draw from."""
 
 from proact_onnx.faults.formats import (
+    AsStored,
     AutoScale,
     FixedPoint,
     FloatingPoint,
@@ -9,7 +10,7 @@ from proact_onnx.faults.formats import (
     NumberFormat,
     parse_format,
 )
-from proact_onnx.faults.listing import list_space, read_space, spell_bits
+from proact_onnx.faults.listing import list_space, read_space, spell_bits, spell_storage
 from proact_onnx.faults.models import (
     Along,
     Count,
@@ -19,6 +20,7 @@ from proact_onnx.faults.models import (
     Single,
     parse_fault_model,
 )
+from proact_onnx.faults.quantisers import Role, quantiser_role
 from proact_onnx.faults.sampling import Effect, FaultMap, stream
 from proact_onnx.faults.space import (
     FaultSpace,
@@ -31,6 +33,7 @@ from proact_onnx.faults.space import (
 
 __all__ = [
     "Along",
+    "AsStored",
     "AutoScale",
     "Count",
     "Effect",
@@ -45,6 +48,7 @@ __all__ = [
     "NumberFormat",
     "Parameter",
     "Rate",
+    "Role",
     "Shape",
     "Single",
     "added_count",
@@ -53,7 +57,9 @@ __all__ = [
     "parameter_count",
     "parse_fault_model",
     "parse_format",
+    "quantiser_role",
     "read_space",
     "spell_bits",
+    "spell_storage",
     "stream",
 ]

@@ -24,8 +24,8 @@ class MemoryFormat(Protocol):
         """The format's name, as the user writes it."""
 
     @property
-    def width(self) -> int:
-        """Bits of one word."""
+    def width(self) -> int | None:
+        """Bits of one word; None where they are those of each tensor's own type."""
 
     def fit(self, values: Reals) -> "NumberFormat":
         """Return the number format of the tensor that holds these values."""
@@ -152,6 +152,10 @@ class _NativeType:
         with np.errstate(invalid="ignore"):
             return np.asarray(words, self._word, order="C").view(self.dtype).astype(np.float64)
 
+    def saturated(self, values: npt.NDArray[Any]) -> int:
+        """Return 0: values of the type itself are stored as they are."""
+        return 0
+
     @property
     def _word(self) -> np.dtype[Any]:
         return np.dtype(f"u{self.dtype.itemsize}")
@@ -196,10 +200,6 @@ class Integer(_NativeType):
         """Return the bit patterns of integers of this type."""
         return np.asarray(values, self.dtype, order="C").view(self._word).astype(np.uint32)
 
-    def saturated(self, values: npt.NDArray[Any]) -> int:
-        """Return 0: the integers are stored as they are."""
-        return 0
-
 
 @dataclass(frozen=True)
 class AutoScale:
@@ -232,6 +232,27 @@ class AutoScale:
         return fixed
 
 
+@dataclass(frozen=True)
+class AsStored:
+    """Every parameter in the floating-point type in which the file stores it."""
+
+    name: str = "stored"
+    width: int | None = None
+
+    def fit(self, values: Reals) -> FloatingPoint:
+        """Return the type of the values.
+
+        Raises:
+            SettingsError: If its words have more than 32 bits.
+        """
+        if values.dtype.name not in FLOATING_POINT:
+            raise SettingsError(
+                f"format 'stored' keeps floats of at most {_WIDEST} bits, and the model stores "
+                f"{values.dtype}: choose another --format"
+            )
+        return FLOATING_POINT[values.dtype.name]
+
+
 FLOATING_POINT = {
     known.name: known
     for known in map(
@@ -246,11 +267,13 @@ def parse_format(name: str) -> MemoryFormat:
     Args:
         name: ``Qm.n`` with at most 32 bits in all, such as ``Q15.16``; ``auto``, ``auto16`` or
             ``auto8``: fixed point of that many bits (32) scaled for each tensor; ``float32``,
-            ``float16`` or ``bfloat16``.
+            ``float16`` or ``bfloat16``; ``stored``: each parameter in the type of the file.
 
     Raises:
         SettingsError: If there is no such format.
     """
+    if name == AsStored.name:
+        return AsStored()
     if name in FLOATING_POINT:
         return FLOATING_POINT[name]
     if match := re.fullmatch(r"Q([0-9]{1,2})\.([0-9]{1,2})", name):
@@ -271,5 +294,5 @@ def parse_format(name: str) -> MemoryFormat:
     floats = ", ".join(FLOATING_POINT)
     raise SettingsError(
         f"unknown number format {name!r}: use Qm.n (for example Q15.16 or Q7.8), auto, auto16 or "
-        f"auto8, or one of {floats}"
+        f"auto8, stored, or one of {floats}"
     )

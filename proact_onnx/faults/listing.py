@@ -1,5 +1,6 @@
 """A fault space written down, so that a record can be read without the model."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -18,6 +19,21 @@ def spell_bits(bits: Iterable[int]) -> str:
     return ",".join(f"{a}" if a == b else f"{a}-{b}" for a, b in spans)
 
 
+def spell_storage(space: FaultSpace) -> str:
+    """Say to how many numbers of a fault space the memory format applies, and what the rest is.
+
+    Empty where it applies to all.
+    """
+    sizes: Counter[str] = Counter()
+    for parameter in space.parameters:
+        sizes[parameter.stored_as] += parameter.size
+    converted = sizes.pop("", 0)
+    if not sizes:
+        return ""
+    kept = ", ".join(f"{size:,} {stored_as}" for stored_as, size in sizes.items())
+    return f"{converted:,} of {space.elements:,} numbers; stored as in the file are {kept}"
+
+
 def list_space(space: FaultSpace) -> list[dict[str, Any]]:
     """Spell a fault space as values of JSON, one object a parameter."""
     return [
@@ -28,7 +44,7 @@ def list_space(space: FaultSpace) -> list[dict[str, Any]]:
             "layer": parameter.layer,
             "width": parameter.width,
             "bits": spell_bits(parameter.bits),
-            "quantised": parameter.quantised,
+            "stored_as": parameter.stored_as,
         }
         for parameter in space.parameters
     ]
@@ -51,7 +67,7 @@ def read_space(listing: Sequence[Mapping[str, Any]]) -> FaultSpace:
                 layer=str(entry["layer"]),
                 width=int(entry["width"]),
                 bits=tuple(sorted(parse_bits(entry["bits"]))),
-                quantised=bool(entry["quantised"]),
+                stored_as=str(entry["stored_as"]),
             )
             for entry in listing
         )

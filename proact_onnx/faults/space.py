@@ -15,6 +15,7 @@ import onnx
 from onnx import numpy_helper
 
 from proact_onnx.errors import SettingsError
+from proact_onnx.faults.quantisers import Role, quantiser_role
 from proact_onnx.model import HYRELU, RESCALE, is_copy, is_scale, is_threshold
 
 _INTEGERS = (
@@ -24,21 +25,12 @@ _INTEGERS = (
     onnx.TensorProto.UINT16,
     onnx.TensorProto.INT32,
 )
-# Where operators of quantised models read integer parameters: all other integers are sizes, axes
-# and zero points, which belong to the program.
-_INTEGER_INPUTS: Mapping[str, frozenset[int]] = {
-    "ConvInteger": frozenset({0, 1}),
-    "DequantizeLinear": frozenset({0}),
-    "DynamicQuantizeMatMul": frozenset({1}),
-    "MatMulInteger": frozenset({0, 1}),
-    "MatMulIntegerToFloat": frozenset({0, 1}),
-    "QGemm": frozenset({0, 3, 6}),
-    "QLinearAdd": frozenset({0, 3}),
-    "QLinearConv": frozenset({0, 3, 8}),
-    "QLinearMatMul": frozenset({0, 3}),
-    "QLinearMul": frozenset({0, 3}),
-}
-_FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE)
+_FLOATS = (
+    onnx.TensorProto.FLOAT,
+    onnx.TensorProto.FLOAT16,
+    onnx.TensorProto.BFLOAT16,
+    onnx.TensorProto.DOUBLE,
+)
 
 # Inputs that describe the computation rather than take part in it: a compiler turns them into
 # code, so no memory holds them as parameters. Of these operators, every input but the first,
@@ -58,13 +50,20 @@ _BIAS_INPUTS: Mapping[str, frozenset[int]] = {
 
 
 class Kind(StrEnum):
-    """The role of a stored parameter."""
+    """The role of a stored parameter.
+
+    A ``scale`` divides what rescaled weights enlarged, and hardening adds it; a ``quant-scale`` is
+    the step between the integers of a quantised model, and its ``zero-point`` the integer that
+    stands for 0.
+    """
 
     WEIGHT = "weight"
     BIAS = "bias"
     THRESHOLD = "threshold"
     SCALE = "scale"
     COPY = "copy"
+    QUANT_SCALE = "quant-scale"
+    ZERO_POINT = "zero-point"
 
     @property
     def is_added(self) -> bool:
@@ -78,13 +77,13 @@ class Parameter:
 
     Attributes:
         name: Name of the initializer.
-        kind: Weight, bias, threshold, scale or copy.
+        kind: What it is to the network.
         shape: Its shape.
         layer: Name of the node that reads it first (its output where the node has none).
-        width: Bits of one stored word: those of the memory format, or of the integers of a
-            quantised model.
+        width: Bits of one stored word: those of the memory format, or of the type in the file.
         bits: Positions of the bits that can be faulty, ascending; bit 0 is the least significant.
-        quantised: Whether it is stored as the integers in the file, whatever the memory format.
+        stored_as: The type in which it is stored whatever the memory format, such as ``int8``, for
+            the integers of a quantised model, its scales and zero points; empty for all others.
     """
 
     name: str
@@ -93,7 +92,7 @@ class Parameter:
     layer: str
     width: int
     bits: tuple[int, ...]
-    quantised: bool = False
+    stored_as: str = ""
 
     @property
     def size(self) -> int:
@@ -136,7 +135,7 @@ class FaultSpace:
         """Keep the parameters of some kinds, or of some layers, or some of their bits.
 
         Args:
-            kinds: ``weight``, ``bias``, ``threshold``, ``scale``, ``copy``; empty keeps all.
+            kinds: Values of `Kind`; empty keeps all.
             layers: Shell patterns matched against layer and parameter names; empty keeps all.
             bits: Positions of bits, 0 the least significant; None keeps all.
 
@@ -150,9 +149,10 @@ class FaultSpace:
             )
         kept = [p for p in self.parameters if not kinds or p.kind in kinds]
         if not kept:
+            present = ", ".join(dict.fromkeys(p.kind for p in self.parameters)) or "none at all"
             raise SettingsError(
-                f"the model stores no parameter of kind {' or '.join(kinds or Kind)}: "
-                "choose other --targets, or another model"
+                f"the model stores no parameter of kind {' or '.join(kinds or Kind)} (it has "
+                f"{present}): choose other --targets, or another model"
             )
         for pattern in layers:
             if not any(_matches(parameter, pattern) for parameter in kept):
@@ -174,23 +174,25 @@ class FaultSpace:
         return FaultSpace(tuple(kept))
 
 
-def fault_space(model: onnx.ModelProto, width: int) -> FaultSpace:
+def fault_space(model: onnx.ModelProto, width: int | None) -> FaultSpace:
     """List the parameters that the model keeps in memory.
 
     These are its floating-point initializers and `Constant` nodes (exporters differ in which they
-    write), the integer weights and biases of quantised models, and the thresholds and scales that
-    hardening added. Another number without an axis, such as the zero that all bounds write, is an
-    immediate operand of the program; sizes, paddings and clip bounds are part of the computation:
+    write), the integer weights and biases of quantised models with their scales and zero points,
+    and the thresholds and scales that hardening added. Another number without an axis, such as the
+    zero that all bounds write, is an immediate operand of the program; sizes, paddings and clip
+    bounds are part of the computation, and the zero points of 32-bit biases are 0 by definition:
     none of these are in the fault space.
 
     Args:
         model: Any ONNX model.
-        width: Bits of one stored word of a floating-point parameter; integers have their own.
+        width: Bits of one stored word of a floating-point weight, bias or threshold; None for
+            those of its own type. Quantised parameters always have their own.
 
     Returns:
         The fault space, in the order in which the graph first reads its parameters.
     """
-    stored = _stored(model.graph, width)
+    stored = _stored(model.graph)
     readers: dict[str, list[tuple[onnx.NodeProto, int]]] = defaultdict(list)
     for node in _walk(model.graph):
         for position, name in enumerate(node.input):
@@ -199,16 +201,18 @@ def fault_space(model: onnx.ModelProto, width: int) -> FaultSpace:
     parameters = []
     for name, uses in readers.items():
         node, position = uses[0]
-        shape, bits, integer = stored[name]
+        found = stored[name]
+        as_it_is = found.integer or quantiser_role(node, position) is Role.SCALE
+        bits = width if width and not as_it_is else 8 * found.dtype.itemsize
         parameters.append(
             Parameter(
                 name=name,
-                kind=_kind(name, stored[name], node, position),
-                shape=shape,
+                kind=_kind(name, found, node, position),
+                shape=found.shape,
                 layer=_layer(name, node),
                 width=bits,
                 bits=tuple(range(bits)),
-                quantised=integer is not None,
+                stored_as=str(found.dtype) if as_it_is else "",
             )
         )
     return FaultSpace(tuple(parameters))
@@ -216,46 +220,49 @@ def fault_space(model: onnx.ModelProto, width: int) -> FaultSpace:
 
 def parameter_count(model: onnx.ModelProto) -> int:
     """Number of weights and biases, quantised ones included (Eq. 6)."""
-    parameters = fault_space(model, 32).parameters
-    return sum(p.size for p in parameters if not p.kind.is_added)
+    parameters = fault_space(model, None).parameters
+    return sum(p.size for p in parameters if p.kind in (Kind.WEIGHT, Kind.BIAS))
 
 
 def added_count(model: onnx.ModelProto) -> int:
     """Number of thresholds, scales and copies: what protection stores besides (Eq. 6)."""
-    parameters = fault_space(model, 32).parameters
+    parameters = fault_space(model, None).parameters
     return sum(p.size for p in parameters if p.kind.is_added)
 
 
 class _Stored(NamedTuple):
     shape: tuple[int, ...]
-    width: int
-    integer: np.dtype[Any] | None
+    dtype: np.dtype[Any]
+
+    @property
+    def integer(self) -> bool:
+        return self.dtype.kind in "iu"
 
 
-def _stored(graph: onnx.GraphProto, width: int) -> dict[str, _Stored]:
+def _stored(graph: onnx.GraphProto) -> dict[str, _Stored]:
+    float32 = np.dtype(np.float32)
     stored = {}
     for tensor in graph.initializer:
-        if tensor.data_type in _FLOATS:
-            stored[tensor.name] = _Stored(tuple(tensor.dims), width, None)
-        elif tensor.data_type in _INTEGERS:
-            integer = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
-            stored[tensor.name] = _Stored(tuple(tensor.dims), 8 * integer.itemsize, integer)
+        if tensor.data_type in (*_FLOATS, *_INTEGERS):
+            stored[tensor.name] = _described(tensor)
     for node in graph.node:
         if node.op_type == "Constant":
             for attribute in node.attribute:
-                if attribute.name == "value" and attribute.t.data_type in _FLOATS:
-                    stored[node.output[0]] = _Stored(tuple(attribute.t.dims), width, None)
+                known = attribute.t.data_type in (*_FLOATS, *_INTEGERS)
+                if attribute.name == "value" and known:
+                    stored[node.output[0]] = _described(attribute.t)
                 elif attribute.name == "value_floats":
-                    stored[node.output[0]] = _Stored((len(attribute.floats),), width, None)
+                    stored[node.output[0]] = _Stored((len(attribute.floats),), float32)
         elif node.op_type == "ConstantOfShape":
             shape = _constant_of_shape(graph, node)
             if shape is not None:
-                stored[node.output[0]] = _Stored(shape, width, None)
-    return {
-        name: found
-        for name, found in stored.items()
-        if math.prod(found.shape) > 0 and (found.shape or is_threshold(name) or is_scale(name))
-    }
+                stored[node.output[0]] = _Stored(shape, float32)
+    return {name: found for name, found in stored.items() if math.prod(found.shape) > 0}
+
+
+def _described(tensor: onnx.TensorProto) -> _Stored:
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
+    return _Stored(tuple(tensor.dims), dtype)
 
 
 def _constant_of_shape(graph: onnx.GraphProto, node: onnx.NodeProto) -> tuple[int, ...] | None:
@@ -282,10 +289,15 @@ def _walk(graph: onnx.GraphProto) -> Iterable[onnx.NodeProto]:
 
 
 def _structural(node: onnx.NodeProto, position: int, stored: _Stored) -> bool:
-    if stored.integer is not None:
-        return position not in _INTEGER_INPUTS.get(node.op_type, frozenset())
+    """Tell whether an input describes the computation, or is an operand of the program."""
+    name, role = node.input[position], quantiser_role(node, position)
+    if stored.integer:
+        # All other integers are sizes and axes; a 32-bit zero point belongs to a bias.
+        return role is None or (role is Role.ZERO_POINT and stored.dtype.itemsize == 4)
+    if not stored.shape:
+        return role is None and not (is_threshold(name) or is_scale(name))
     describes = node.op_type in _STRUCTURAL and position > 0
-    return describes and not is_threshold(node.input[position])
+    return describes and not is_threshold(name)
 
 
 def _kind(name: str, stored: _Stored, node: onnx.NodeProto, position: int) -> Kind:
@@ -295,15 +307,20 @@ def _kind(name: str, stored: _Stored, node: onnx.NodeProto, position: int) -> Ki
         return Kind.SCALE
     if is_copy(name):
         return Kind.COPY
+    role = quantiser_role(node, position)
+    if role is Role.SCALE:
+        return Kind.QUANT_SCALE
+    if role is Role.ZERO_POINT:
+        return Kind.ZERO_POINT
     if _reads_bias(name, node):
         return Kind.BIAS
     if position in _BIAS_INPUTS.get(node.op_type, frozenset()):
         return Kind.BIAS
     # Quantisers write biases in the wide integers that products are summed in.
-    if node.op_type == "DequantizeLinear" and position == 0 and stored.width == 32:
+    if node.op_type == "DequantizeLinear" and position == 0 and stored.dtype.itemsize == 4:
         return Kind.BIAS
     vector = math.prod(stored.shape) == max(stored.shape, default=1)
-    return Kind.BIAS if node.op_type == "Add" and vector else Kind.WEIGHT
+    return Kind.BIAS if node.op_type in ("Add", "QLinearAdd") and vector else Kind.WEIGHT
 
 
 def _layer(parameter: str, node: onnx.NodeProto) -> str:

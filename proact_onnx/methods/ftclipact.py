@@ -28,7 +28,7 @@ from proact_onnx.activations import Activation
 from proact_onnx.campaign.encoded import Injection, encode_model
 from proact_onnx.campaign.images import choose_images
 from proact_onnx.engine import PrefixCache, Stage, Workload, choose_engine, top1
-from proact_onnx.errors import ModelError
+from proact_onnx.errors import ModelError, RunError
 from proact_onnx.faults import FaultModel, FaultSpace, Kind, Rate, fault_space, parse_format
 from proact_onnx.messages import node_reads
 from proact_onnx.methods.base import FitContext, Fitted, profiled_thresholds
@@ -222,10 +222,13 @@ class _LayerTrials:
         try:
             faults.put(stage.engine)
             scores = stage.run(chosen)
+        except RunError:
+            # The runtime refuses some faulty scales of quantised models: nothing is classified.
+            scores = None
         finally:
             faults.undo(stage.engine)
         self.evaluations += len(chosen)
-        return float(top1(scores).correct(self._labels[chosen]).mean())
+        return 0.0 if scores is None else float(top1(scores).correct(self._labels[chosen]).mean())
 
     def _names(self, tensor: str) -> tuple[str, ...]:
         """Names of the stored thresholds, the upper one first."""

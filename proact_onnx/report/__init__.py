@@ -23,6 +23,7 @@ from proact_onnx.report.tables import (
     sensitivity_table,
     site_table,
     spell_fault,
+    storage_table,
     threshold_table,
 )
 from proact_onnx.report.write import WrittenReport, write_report
@@ -56,6 +57,7 @@ __all__ = [
     "site_table",
     "spell_fault",
     "spell_monitor",
+    "storage_table",
     "threshold_table",
     "unprotected_lines",
     "write_report",

@@ -30,6 +30,8 @@ _BITS_SHOWN = 8
 _CRITICAL = 0.05
 # With more models side by side, 100 columns hold the interval only below the mean.
 _MODELS_ON_ONE_LINE = 3
+# What is stored as the user's number format says, and not as it lies in the file.
+_BY_FORMAT = "--format"
 
 
 def _table(
@@ -86,9 +88,30 @@ def _count(activation: Activation, granularity: Granularity) -> str:
 
 def parameter_table(parameters: Sequence[Parameter]) -> Table:
     """The fault space: one row a stored parameter, by the names that ``--layers`` matches."""
-    rows = [[p.layer, p.name, str(p.kind), f"{p.size:,}"] for p in parameters]
-    columns = ["layer", "parameter", "kind", "numbers"]
+    rows = [
+        [p.layer, p.name, str(p.kind), f"{p.size:,}", p.stored_as or _BY_FORMAT] for p in parameters
+    ]
+    columns = ["layer", "parameter", "kind", "numbers", "stored as"]
     return _table("fault space", columns, rows, ["layer", "parameter"])
+
+
+def storage_table(parameters: Sequence[Parameter]) -> Table:
+    """How the fault space is stored: one row a kind and type, in the order of the graph."""
+    groups: dict[tuple[str, str], list[Parameter]] = {}
+    for parameter in parameters:
+        key = (str(parameter.kind), parameter.stored_as or _BY_FORMAT)
+        groups.setdefault(key, []).append(parameter)
+    rows = [
+        [
+            kind,
+            stored_as,
+            f"{sum(p.size for p in group):,}",
+            f"{sum(p.size * len(p.bits) for p in group):,}",
+        ]
+        for (kind, stored_as), group in groups.items()
+    ]
+    columns = ["kind", "stored as", "numbers", "bits"]
+    return _table("what memory holds", columns, rows, ["kind", "stored as"])
 
 
 def cost_table(rows: Sequence[tuple[str, int | None, float | None]]) -> Table:
