@@ -117,8 +117,8 @@ def _harden(path: Path, found: Inspection) -> str:
             if change > _TOLERANCE:
                 raise ProactError(f"the outputs change by {change:.1e} of the largest one")
             linear = len(report.activations) - len(found.activations)
-            said.append(f"{linear} linear outputs" if protect == "linear" else "hardened")
-    return "; with ".join(said) if found.activations else f"with {said[0]} alone"
+            said.append(f"linear outputs: {linear}" if protect == "linear" else "hardened")
+    return "; ".join(said)
 
 
 def _as_written(model: onnx.ModelProto) -> BatchRunner:
@@ -136,7 +136,8 @@ def _calibration(model: onnx.ModelProto, session: BatchRunner) -> Dataset:
     inputs = model_inputs(model)
     failure: ProactError | None = None
     for whole, extent in _sizes(inputs):
-        samples = {each.name: _sample(each, extent, whole=whole) for each in inputs}
+        sizes = _open_sizes(model, extent)
+        samples = {each.name: _sample(each, sizes[each.name], whole=whole) for each in inputs}
         if len(inputs) > 1 or whole:
             images = bundle(samples, "random inputs")
         else:
@@ -159,12 +160,24 @@ def _sizes(inputs: Sequence[ModelInput]) -> Iterator[tuple[bool, int]]:
             yield whole, extent
 
 
-def _sample(wanted: ModelInput, extent: int, *, whole: bool) -> npt.NDArray[np.generic]:
-    batch = wanted.shape[:1] if whole else ()
-    shape = [1 if size is None else size for size in batch]
-    shape += [extent if size is None else size for size in wanted.shape[1:]]
-    generator = np.random.default_rng(0)
-    values = generator.random(shape)
+def _open_sizes(model: onnx.ModelProto, extent: int) -> dict[str, tuple[int, ...]]:
+    """By input, its shape with open extents filled in.
+
+    What stands in front of any input is the batch, and 1 wherever it stands.
+    """
+    dims = {info.name: info.type.tensor_type.shape.dim for info in model.graph.input}
+    batches = {shape[0].dim_param for shape in dims.values() if shape} - {""}
+    return {
+        name: tuple(
+            dim.dim_value or (1 if not axis or dim.dim_param in batches else extent)
+            for axis, dim in enumerate(shape)
+        )
+        for name, shape in dims.items()
+    }
+
+
+def _sample(wanted: ModelInput, shape: tuple[int, ...], *, whole: bool) -> npt.NDArray[np.generic]:
+    values = np.random.default_rng(0).random(shape if whole else shape[1:])
     # Integers are 0 and 1, which are indices and flags of every model.
     values = values if wanted.dtype.kind == "f" else np.rint(values)
     return np.stack([values.astype(wanted.dtype)] * _SAMPLES)
@@ -203,9 +216,9 @@ def _page(tables: dict[str, list[Row]]) -> str:
         "",
         "What `harden --method ranger` makes of files from elsewhere, calibrated with random",
         "inputs. *Hardened* means that the file passes ONNX's checker and gives in ONNX Runtime,",
-        f"unoptimised, what the original gives on these inputs, up to {_TOLERANCE:g} of the largest",
-        "output, and that with `--protect linear` it does so as well. This page is written by",
-        "`make compatibility`.",
+        f"unoptimised, what the original gives on these inputs, up to {_TOLERANCE:g} of its",
+        "largest output, and that with `--protect linear` it does so as well. This page is written",
+        "by `make compatibility FOLDERS=...`.",
         "",
         f"- {len(rows)} files, {len(supported)} of them with an activation that can be bounded;",
         f"  {hardened} of these ({hardened / max(1, len(supported)):.0%}) are hardened, and of the",
