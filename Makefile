@@ -8,7 +8,7 @@ BENCHED := $(BUILD)/bench
 NETWORKS := $(foreach network,alexnet vgg16 resnet20,$(BENCHED)/$(network).onnx)
 BENCHMARK := PYTHONPATH=. $(BIN)/python benchmarks
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench compatibility clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -60,6 +60,11 @@ ifdef MODEL
 	$(BENCHMARK)/campaigns.py $(MODEL) $(TEST) --mean $(MEAN) --std $(STD)
 	$(BENCHMARK)/scaling.py $(MODEL) $(TEST) --mean $(MEAN) --std $(STD)
 endif
+
+# Hardens every .onnx file of FOLDERS and of the onnx package's light models, and writes down what
+# came of each.
+compatibility: $(VENV)/.installed
+	$(BENCHMARK)/compatibility.py $(FOLDERS) --output docs/compatibility.md
 
 clean:
 	rm -rf $(BUILD)

@@ -104,8 +104,9 @@ class InsertBounds(Pass):
         for site in self.sites:
             if site.tensor not in written:
                 raise PreconditionError(f"no node writes a tensor {site.tensor!r}")
-            lower = np.zeros(()) if site.lower is None else site.lower
-            for values, name in ((site.upper, site.upper_name), (-lower, site.lower_name)):
+            ends = [(site.upper, site.upper_name)]
+            ends += [] if site.lower is None else [(-site.lower, site.lower_name)]
+            for values, name in ends:
                 if name in taken:
                     raise PreconditionError(
                         f"the name {name!r} is taken: the graph is hardened already"

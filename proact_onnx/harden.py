@@ -162,9 +162,15 @@ def harden(
     if any(is_threshold(name) or is_scale(name) for name in stored):
         raise ModelError(f"{model} is hardened already: give the model it was made from")
     if not activations:
+        also = (
+            " and no floating-point Conv, Gemm or MatMul that reaches an output unbounded"
+            if settings.protect == "linear"
+            else ""
+        )
+        hint = "" if also else ", and --protect linear also bounds what Conv, Gemm and MatMul give"
         raise ModelError(
-            f"{model} has no activation that can be hardened: 'proact-onnx inspect {model}' lists "
-            "what it has, and --protect linear also bounds what Conv, Gemm and MatMul give"
+            f"{model} has no activation that can be hardened{also}: 'proact-onnx inspect {model}' "
+            f"lists what it has{hint}"
         )
     parameters = parameter_count(prepared.model)
     if not parameters:

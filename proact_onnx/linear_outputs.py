@@ -14,18 +14,22 @@ _HANDS_ON = frozenset(
     {
         "BatchNormalization",
         "Cast",
+        "Concat",
         "DepthToSpace",
         "Dropout",
         "Flatten",
         "Identity",
         "MaxPool",
+        "Pad",
         "Reshape",
+        "Resize",
         "Slice",
         "SpaceToDepth",
         "Split",
         "Squeeze",
         "Transpose",
         "Unsqueeze",
+        "Upsample",
     }
 )
 _BY_CONSTANTS = frozenset({"Add", "Sub", "Mul", "Div"})
@@ -57,7 +61,6 @@ class _Search:
         self._outputs = {info.name for info in graph.output}
         self._readers: dict[str, list[int]] = defaultdict(list)
         self._constant = {tensor.name for tensor in graph.initializer}
-        self._constant -= {info.name for info in graph.input}
         for position, node in enumerate(self._nodes):
             reads = node_reads(node)
             for name in reads:

@@ -11,7 +11,7 @@ import onnx
 from onnx import numpy_helper
 
 from proact_onnx.data import Dataset, Preprocessing, check_labels, prepare_inputs
-from proact_onnx.engine import Predictions, Provider, Session, top1
+from proact_onnx.engine import Predictions, Provider, Session, is_classifier, top1
 from proact_onnx.errors import ModelError
 from proact_onnx.model import (
     HYRELU,
@@ -60,7 +60,8 @@ class VerifyReport:
         layers: Layers that clip a value of some image, in topological order.
         tolerance: What rounding may change; None where the smooth form is deployed, which changes
             values below its thresholds too.
-        changed: Indices of the images whose top-1 class differs.
+        changed: Indices of the images whose top-1 class differs; None where the model is no
+            classifier.
         accuracy_original: Accuracy of the original; None without labels.
         accuracy_hardened: Accuracy of the hardened model; None without labels.
     """
@@ -70,7 +71,7 @@ class VerifyReport:
     largest_difference: float
     layers: tuple[ClippedLayer, ...]
     tolerance: float | None
-    changed: npt.NDArray[np.int64]
+    changed: npt.NDArray[np.int64] | None
     accuracy_original: float | None
     accuracy_hardened: float | None
 
@@ -124,37 +125,43 @@ def verify(
     if bounded.run(images[:1]).shape != reference.run(images[:1]).shape:
         raise _other_model(original, hardened)
     expected = reference.run(images)
-    check_labels(data, int(np.prod(expected.shape[1:])))
+    classifies = is_classifier(expected)
+    if classifies:
+        check_labels(data, int(np.prod(expected.shape[1:])))
     clipped = np.zeros((len(bounds), len(images)), np.int64)
     scores = []
     reporter.begin("comparing", len(images))
     start = 0
-    for output, *rectified in bounded.stream(
-        images, [bounded.outputs[0], *(bound.rectified for bound in bounds)]
-    ):
-        part = slice(start, start + len(output))
+    wanted = [bounded.outputs[0], *(bound.rectified for bound in bounds)]
+    sizes = bounded.batch_sizes(images)
+    for size, (output, *rectified) in zip(sizes, bounded.stream(images, wanted), strict=True):
+        part = slice(start, start + size)
         scores.append(output)
         for row, (bound, value) in enumerate(zip(bounds, rectified, strict=True)):
             outside = ~((value <= bound.threshold) & (value >= bound.lower))
-            clipped[row, part] = outside.reshape(len(outside), -1).sum(axis=1)
+            if len(outside) == size:
+                clipped[row, part] = outside.reshape(size, -1).sum(axis=1)
+            elif outside.any():
+                # The batch is not the first axis, so it may be any image of these.
+                clipped[row, part] = -(-int(outside.sum()) // size)
         start = part.stop
-        reporter.advance(len(output))
+        reporter.advance(size)
     actual = np.concatenate(scores)
     untouched = clipped.sum(axis=0) == 0
-    ours, theirs = top1(actual), top1(expected)
+    predictions = (top1(actual), top1(expected)) if classifies else None
     return VerifyReport(
         images=len(images),
         untouched=int(untouched.sum()),
-        largest_difference=_difference(actual[untouched], expected[untouched]),
+        largest_difference=_difference(actual, expected, untouched),
         layers=tuple(
             ClippedLayer(bound.tensor, np.flatnonzero(counts), int(counts.sum()))
             for bound, counts in zip(bounds, clipped, strict=True)
             if counts.any()
         ),
         tolerance=tolerance,
-        changed=np.flatnonzero(ours.classes != theirs.classes),
-        accuracy_original=_accuracy(theirs, data),
-        accuracy_hardened=_accuracy(ours, data),
+        changed=predictions and np.flatnonzero(predictions[0].classes != predictions[1].classes),
+        accuracy_original=_accuracy(predictions and predictions[1], data),
+        accuracy_hardened=_accuracy(predictions and predictions[0], data),
     )
 
 
@@ -210,14 +217,19 @@ def _bounds(model: onnx.ModelProto, path: Path) -> Sequence[_Bound]:
     return bounds
 
 
-def _difference(actual: npt.NDArray[Any], expected: npt.NDArray[Any]) -> float:
-    if not actual.size:
+def _difference(
+    actual: npt.NDArray[Any], expected: npt.NDArray[Any], untouched: npt.NDArray[np.bool_]
+) -> float:
+    """Largest difference of outputs on some images, relative to the largest output on these."""
+    if len(actual) == len(untouched):
+        actual, expected = actual[untouched], expected[untouched]
+    if not actual.size or not untouched.any():
         return 0.0
     scale = float(np.abs(expected).max()) or 1.0
     return float(np.abs(actual - expected).max()) / scale
 
 
-def _accuracy(predictions: Predictions, data: Dataset) -> float | None:
-    if data.labels is None:
+def _accuracy(predictions: Predictions | None, data: Dataset) -> float | None:
+    if data.labels is None or predictions is None:
         return None
     return float(predictions.correct(data.labels).mean())

@@ -53,6 +53,7 @@ SHAPE = np.int64([-1, 2, 2])
         ("m = MatMul(x, w)  d = Div(m, b)  t = Transpose<perm = [0, 1]>(d)  y = Tanh(t)", []),
         ("m = MatMul(x, w)  y = Neg(m)  z = Relu(m)", ["m"]),
         ("g = Gemm(x, w, b)  n = Gemm(g, w, b)  y = Relu(n)", ["g"]),
+        ("m = MatMul(x, w)  c = Concat<axis = 0>(m, x)  y = Relu(c)", []),
         ("u = MatMul(w, w)  m = MatMul(x, u)  y = Relu(m)", []),
     ],
 )

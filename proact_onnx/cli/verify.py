@@ -71,7 +71,8 @@ def verify(
         say("the smooth form changes values below its thresholds too, so no exactness is asked for")
     if report.layers:
         show(clipping_table(report.layers))
-    say(f"the top-1 class differs on {len(report.changed):,} images")
+    if report.changed is not None:
+        say(f"the top-1 class differs on {len(report.changed):,} images")
     if report.accuracy_original is not None and report.accuracy_hardened is not None:
         say(
             f"clean accuracy: original {report.accuracy_original:.2%}, hardened "
