@@ -73,9 +73,8 @@ def find_activations(model: onnx.ModelProto, *, linear: bool = False) -> list[Ac
         return Activation(name, op, tensor, shape, is_last, sides)
 
     def is_float(tensor: str) -> bool:
-        # Indices are clipped and chosen by the same operators. What is not known may be a number,
-        # and bfloat16 is found so that whoever cannot bound it can say so.
-        numbers = (onnx.TensorProto.UNDEFINED, onnx.TensorProto.BFLOAT16, *FLOAT_TYPES)
+        # Indices are clipped and chosen by the same operators. What is not known may be a number.
+        numbers = (onnx.TensorProto.UNDEFINED, *FLOAT_TYPES)
         return tensor not in known or known[tensor].type in numbers
 
     found = {

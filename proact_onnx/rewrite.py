@@ -15,6 +15,7 @@ from proact_onnx.activations import find_activations, tensor_types
 from proact_onnx.errors import ModelError
 from proact_onnx.functions import Sides
 from proact_onnx.model import (
+    FLOAT_LIMITS,
     FLOAT_TYPES,
     LOWER_SUFFIX,
     THRESHOLD_SUFFIX,

@@ -165,13 +165,13 @@ def test_a_hardened_model_is_not_hardened_again() -> None:
         insert(hardened, thresholds(a=1.0))
 
 
-def test_bfloat16_is_refused_by_name() -> None:
+def test_bfloat16_is_bounded_in_its_own_type() -> None:
     model = parse("""
     <ir_version: 8, opset_import: ["": 17]>
     net (bfloat16[N, 2] x) => (bfloat16[N, 2] y) { y = Relu(x) }
     """)
-    with pytest.raises(ModelError, match="activation 'y' has no known floating-point type of 16"):
-        insert(model, thresholds(y=1.0))
+    inserted = insert(model, thresholds(y=1.0)).model
+    assert {t.data_type for t in inserted.graph.initializer} == {onnx.TensorProto.BFLOAT16}
 
 
 def test_smooth_slope_reaches_the_graph() -> None:
