@@ -445,6 +445,25 @@ class ProfileSettings:
 
 
 @dataclass(frozen=True)
+class DeploySettings:
+    """In which runtimes a hardened file is tried, and how much.
+
+    Attributes:
+        runtimes: Names of runtimes and optimisers; empty for all that are installed.
+        images: Images that outputs are compared on.
+        rounds: Turns that original and hardened model take for their latency.
+    """
+
+    runtimes: tuple[str, ...] = ()
+    images: int = 4
+    rounds: int = 15
+
+    def __post_init__(self) -> None:
+        _check(self.images, "images", 1)
+        _check(self.rounds, "rounds", 1)
+
+
+@dataclass(frozen=True)
 class OutputSettings:
     """Where results go.
 
@@ -477,6 +496,7 @@ class Settings:
         sensitivity: Table ``[sensitivity]``.
         compare: Table ``[compare]``.
         profile: Table ``[profile]``.
+        deploy: Table ``[deploy]``.
         output: Table ``[output]``.
     """
 
@@ -489,6 +509,7 @@ class Settings:
     sensitivity: SensitivitySettings = field(default_factory=SensitivitySettings)
     compare: CompareSettings = field(default_factory=CompareSettings)
     profile: ProfileSettings = field(default_factory=ProfileSettings)
+    deploy: DeploySettings = field(default_factory=DeploySettings)
     output: OutputSettings = field(default_factory=OutputSettings)
 
     def override(self, table: str, options: Mapping[str, Any]) -> Self:

@@ -2,9 +2,16 @@
 
 from proact_onnx.report.comparison import read_comparison
 from proact_onnx.report.comparison_tables import method_tables
+from proact_onnx.report.deployment import (
+    check_written,
+    deployment_notes,
+    deployment_table,
+    folding_note,
+    write_deployment,
+)
 from proact_onnx.report.distributions import distribution_figure, plot_distributions
 from proact_onnx.report.figures import check_figure, plot_accuracy, plot_atlas
-from proact_onnx.report.rendering import Table
+from proact_onnx.report.rendering import Table, to_markdown
 from proact_onnx.report.tables import (
     activation_table,
     campaign_table,
@@ -30,13 +37,17 @@ __all__ = [
     "activation_table",
     "campaign_table",
     "check_figure",
+    "check_written",
     "class_table",
     "clipping_table",
     "comparison_table",
     "cost_table",
+    "deployment_notes",
+    "deployment_table",
     "distribution_figure",
     "distribution_table",
     "effect_table",
+    "folding_note",
     "gain_table",
     "measures_table",
     "method_tables",
@@ -49,5 +60,7 @@ __all__ = [
     "site_table",
     "spell_fault",
     "threshold_table",
+    "to_markdown",
+    "write_deployment",
     "write_report",
 ]
