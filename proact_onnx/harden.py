@@ -5,11 +5,13 @@ import importlib.metadata
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
+import onnx
 
 from proact_onnx.activations import Activation, find_activations
 from proact_onnx.checkpoint import FileCheckpoint
@@ -25,20 +27,29 @@ from proact_onnx.faults import added_count, parameter_count, parse_format
 from proact_onnx.fidelity import Fidelity, compare, guessing, label_batch
 from proact_onnx.methods import METHODS, FitContext
 from proact_onnx.model import (
+    check_model,
     check_writable,
     is_scale,
     is_threshold,
     load_model,
     model_digest,
+    opset,
     refuse_overwrite,
     save_model,
     set_provenance,
 )
 from proact_onnx.progress import LogReporter, Reporter
-from proact_onnx.rewrite import Form, Refusal, Rescaled, Sharing, insert, rescale
+from proact_onnx.rewrite import LOWEST_OPSET, Form, Refusal, Rescaled, Sharing, insert, rescale
 from proact_onnx.rewrite import prepare as prepare_model
 from proact_onnx.settings import HardenSettings, RuntimeSettings, ThresholdScale
+from proact_onnx.targets import aim, describe_loss
 from proact_onnx.thresholds import Granularity, Thresholds, memory_overhead
+from proact_onnx.versions import convert_opset, trim_ir_version
+
+# Images on which a converted model must agree with its original, and how far rounding may differ,
+# relative to the largest output.
+_CONVERTED_IMAGES = 8
+_CONVERTED_TOLERANCE = 3e-2
 
 
 @dataclass(frozen=True)
@@ -56,6 +67,7 @@ class HardenReport:
         test_images: How many these are.
         labelled: Whether they have labels; otherwise the original model's classes stand in.
         raised_opset: The opset the file was converted to, if its own was too low for the form.
+        opsets: The operator sets of the original and of the hardened file.
         refusals: BatchNormalization nodes that could not be folded, and layers whose weights
             could not be rescaled.
         evaluations: Images classified under fault to find the thresholds.
@@ -71,6 +83,7 @@ class HardenReport:
     test_images: int
     labelled: bool
     raised_opset: int | None
+    opsets: tuple[int, int]
     refusals: tuple[Refusal, ...]
     evaluations: int
     seconds: float
@@ -120,10 +133,13 @@ def harden(
     reporter = reporter or LogReporter()
     output = output or hardened_path(model)
     method = METHODS[_choose("method", settings.method, METHODS)]
-    settings = method.resolve(settings)
+    settings = method.resolve(aim(settings))
     _choose("granularity", str(settings.granularity), list(Granularity))
     form = Form(_choose("form", str(settings.form), list(Form)))
     parse_format(settings.format)
+    if settings.target is not None:
+        reporter.notice(describe_loss(settings.target, form))
+    _check_opset(settings.opset, form)
     provider = (Provider(runtime.provider), runtime.threads, runtime.batch_size)
 
     loaded = load_model(model)
@@ -131,6 +147,10 @@ def harden(
     refuse_overwrite(output, force)
     digest = model_digest(loaded)
     prepared = prepare_model(loaded)
+    if settings.opset is not None:
+        # What the converter leaves as constants becomes initializers, too.
+        converted = prepare_model(convert_opset(prepared.model, settings.opset))
+        prepared = replace(prepared, model=converted.model)
     for refusal in prepared.refusals:
         reporter.notice(f"BatchNormalization {refusal.node!r} is not folded: {refusal.reason}")
     activations = find_activations(prepared.model)
@@ -157,6 +177,8 @@ def harden(
     warning = guessing(original, report) if test_set.labels is not None else None
     if warning is not None:
         reporter.warn(warning)
+    if settings.opset is not None:
+        _check_converted(original, Session(prepared.model, *provider), calibrate.images, settings)
 
     reporter.begin("profiling", len(calibrate.images))
     seen = 0
@@ -202,6 +224,8 @@ def harden(
         rescaled = rescale(hardened, Sharing(settings.rescale))
         hardened, refusals = rescaled.model, (*refusals, *rescaled.refusals)
         _tell_refusals(rescaled, reporter)
+    trim_ir_version(hardened)
+    check_model(hardened, "the hardened model")
     set_provenance(hardened, _provenance(digests, settings, thresholds))
     fidelity = compare(original, Session(hardened, *provider), report)
     save_model(hardened, output, inputs=(model,))
@@ -216,10 +240,39 @@ def harden(
         test_images=len(report.images),
         labelled=test_set.labels is not None,
         raised_opset=inserted.raised_opset,
+        opsets=(opset(loaded), opset(hardened)),
         refusals=refusals,
         evaluations=fitted.evaluations,
         seconds=time.monotonic() - started,
     )
+
+
+def _check_opset(asked: int | None, form: Form) -> None:
+    newest, lowest = onnx.defs.onnx_opset_version(), LOWEST_OPSET[form]
+    if asked is not None and asked < lowest:
+        raise SettingsError(
+            f"form {str(form)!r} needs opset {lowest} or newer, and {asked} is asked for: choose "
+            "another of the two"
+        )
+    if asked is not None and asked > newest:
+        raise SettingsError(
+            f"opset {asked} is asked for, and the installed onnx knows {newest}: choose that or an "
+            "older one"
+        )
+
+
+def _check_converted(
+    original: Session, converted: Session, images: npt.NDArray[Any], settings: HardenSettings
+) -> None:
+    """Compare the outputs of a model before and after its operator set was converted."""
+    some = images[:_CONVERTED_IMAGES]
+    expected = original.run(some)
+    difference = float(np.abs(converted.run(some) - expected).max())
+    if not difference <= _CONVERTED_TOLERANCE * float(np.abs(expected).max()):
+        raise ModelError(
+            f"the model computes something else when it is converted to opset {settings.opset}: "
+            f"export it again at opset {settings.opset}"
+        )
 
 
 def hardened_path(model: Path) -> Path:

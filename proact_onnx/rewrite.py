@@ -6,16 +6,17 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 import onnx.inliner
-import onnx.version_converter
 
 import passes
-from passes import DataFlow, Form, Refusal, Sharing, data_flow
+from passes import LOWEST_OPSET, DataFlow, Form, Refusal, Sharing, data_flow
 from proact_onnx.activations import find_activations, tensor_types
 from proact_onnx.errors import ModelError
 from proact_onnx.model import FLOAT_TYPES, THRESHOLD_SUFFIX, check_model, opset
 from proact_onnx.thresholds import Thresholds
+from proact_onnx.versions import convert_opset
 
 __all__ = [
+    "LOWEST_OPSET",
     "DataFlow",
     "Form",
     "Inserted",
@@ -28,7 +29,6 @@ __all__ = [
     "insert",
     "part_between",
     "prepare",
-    "raise_opset",
     "rescale",
     "threshold_name",
 ]
@@ -135,10 +135,13 @@ def insert(
             does not broadcast against its activation, the element type is not float16, float32 or
             float64, or the opset is too low for the form and cannot be raised.
     """
-    lowest = passes.LOWEST_OPSET[form]
+    lowest = LOWEST_OPSET[form]
     raised = lowest if opset(model) < lowest else None
     if raised is not None:
-        model = raise_opset(model, raised)
+        try:
+            model = convert_opset(model, raised)
+        except ModelError as error:
+            raise ModelError(f"form {form.value!r} needs opset {raised}: {error}") from error
     shapes = {activation.tensor: activation.shape for activation in find_activations(model)}
     types = tensor_types(model)
     sites = []
@@ -206,30 +209,6 @@ def part_between(
         return passes.part_between(model, start, end)
     except passes.PassError as error:
         raise ModelError(f"the model cannot be cut: {error}") from error
-
-
-def raise_opset(model: onnx.ModelProto, version: int) -> onnx.ModelProto:
-    """Convert a model to a newer opset; names and metadata stay.
-
-    Raises:
-        ModelError: If onnx's converter fails, or what it made is not valid.
-    """
-    try:
-        converted = onnx.version_converter.convert_version(model, version)
-    except (RuntimeError, onnx.version_converter.ConvertError) as error:
-        raise ModelError(
-            f"the model has opset {opset(model)}, the form needs {version}, and onnx cannot "
-            f"convert it ({error}): export it again at opset {version} or newer"
-        ) from error
-    # The converter keeps the graph and drops what stands around it.
-    result = onnx.ModelProto()
-    result.CopyFrom(model)
-    result.graph.CopyFrom(converted.graph)
-    for entry in result.opset_import:
-        if entry.domain in ("", "ai.onnx"):
-            entry.version = version
-    check_model(result, f"the model converted to opset {version}")
-    return result
 
 
 def threshold_name(tensor: str) -> str:

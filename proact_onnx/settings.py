@@ -14,11 +14,13 @@ from typing import Any, Self
 
 from proact_onnx.data import Layout, Part, Preprocessing
 from proact_onnx.errors import SettingsError
+from proact_onnx.model import LOWEST_OPSET
 
 SETTINGS_FILE = "proact.toml"
 PROVIDERS = ("auto", "cpu", "cuda", "tensorrt", "openvino")
 EFFECTS = ("flip", "stuck-at-0", "stuck-at-1")
 BURST_AXES = ("bits", "words")
+TARGETS = ("onnxruntime", "openvino", "tensorrt", "opencv", "tract", "npu")
 RESCALINGS = ("none", "tensor", "channel")
 PAPER_TRIALS = 500
 
@@ -119,6 +121,9 @@ class HardenSettings:
             it to ``out_of_range``, and then to the method.
         out_of_range: Whether a value above its threshold becomes zero or the threshold; None
             leaves it to the method.
+        target: Where the file will run; None for anywhere. Decides the form where a device needs
+            one.
+        opset: The operator set of the file; None for the model's own.
         percentile: Of the activations that thresholds start from, instead of their maximum; None
             leaves it to the method.
         rescale: What shares a power of two by which weights are stored enlarged, so that they fill
@@ -159,6 +164,8 @@ class HardenSettings:
     granularity: str | None = None
     form: str | None = None
     out_of_range: OutOfRange | None = None
+    target: str | None = None
+    opset: int | None = None
     percentile: float | None = None
     rescale: str = "none"
     slack: float = 1.01
@@ -207,6 +214,10 @@ class HardenSettings:
         _check(self.search_trials, "search-trials", 1)
         _check(self.search_images, "search-images", 1)
         _check(self.search_rounds, "search-rounds", 1)
+        if self.target is not None:
+            _check_choice(self.target, "target", TARGETS)
+        if self.opset is not None:
+            _check(self.opset, "opset", LOWEST_OPSET)
         _check_choice(self.rescale, "rescale", RESCALINGS)
         _check(self.slack, "slack", 1.0)
         _check(self.calibration_images, "calibration-images", 1)

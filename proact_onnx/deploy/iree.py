@@ -10,7 +10,7 @@ import onnx
 
 from proact_onnx.deploy.base import TOLERANCE, Array, Program, installed, with_static_shape
 from proact_onnx.model import image_input, opset
-from proact_onnx.rewrite import raise_opset
+from proact_onnx.versions import convert_opset
 
 # The lowest opset that its importer has all operators of.
 _IMPORTED_OPSET = 17
@@ -39,7 +39,7 @@ class Iree:
         runtime = importlib.import_module("iree.runtime")
         fixed = with_static_shape(model, image_input(model).name, shape)
         if opset(fixed) < _IMPORTED_OPSET:
-            fixed = raise_opset(fixed, _IMPORTED_OPSET)
+            fixed = convert_opset(fixed, _IMPORTED_OPSET)
         info = importer.ModelInfo(onnx.shape_inference.infer_shapes(fixed, data_prop=True))
         module = info.create_module(context=compiler.ir.Context())
         importer.NodeImporter.define_function(info.main_graph, module.operation).import_all()
