@@ -1,9 +1,11 @@
 """Versions that a model states: its operator set, and the format of its file."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
+import numpy as np
 import onnx
 import onnx.version_converter
+from onnx import numpy_helper
 
 from proact_onnx.errors import ModelError
 from proact_onnx.messages import subgraphs, without_weights
@@ -12,9 +14,15 @@ from proact_onnx.model import check_model, opset
 # From this IR version on, an initializer that is also a graph input is a default value that a
 # caller may override.
 _OVERRIDABLE_SINCE_IR = 4
-# Operators that compute something else in older sets although nodes look the same, with the version
-# that changed them.
-_CHANGED = {"Softmax": 13, "LogSoftmax": 13, "Hardmax": 13, "Resize": 11, "AveragePool": 19}
+# Operators that compute something else in older sets although nodes look the same: the version that
+# changed them, and the attribute that must be set for it to matter, if any.
+_CHANGED = {
+    "Softmax": (13, None),
+    "LogSoftmax": (13, None),
+    "Hardmax": (13, None),
+    "Resize": (11, None),
+    "AveragePool": (19, "ceil_mode"),
+}
 # Before this operator set, axes count from the front alone.
 _NEGATIVE_AXES = 11
 
@@ -86,16 +94,19 @@ def _lower(model: onnx.ModelProto, version: int) -> onnx.ModelProto:
     result = onnx.ModelProto()
     result.CopyFrom(model)
     newer = opset(model)
+    stored = {tensor.name: tensor for tensor in result.graph.initializer}
     for node in _nodes(result.graph):
         if node.domain not in ("", "ai.onnx"):
             continue
-        reason = _fit(node, newer, version)
+        reason = _fit(node, newer, version, stored)
         if reason:
             raise _impossible(model, version, f"node {node.name or node.output[0]!r}: {reason}")
     return result
 
 
-def _fit(node: onnx.NodeProto, newer: int, older: int) -> str | None:
+def _fit(
+    node: onnx.NodeProto, newer: int, older: int, stored: Mapping[str, onnx.TensorProto]
+) -> str | None:
     """Make a node one of an older operator set; say why where that is impossible."""
     now = onnx.defs.get_schema(node.op_type, newer)
     if not onnx.defs.has(node.op_type, max_inclusive_version=older, domain=""):
@@ -103,7 +114,8 @@ def _fit(node: onnx.NodeProto, newer: int, older: int) -> str | None:
     then = onnx.defs.get_schema(node.op_type, older)
     if then.since_version == now.since_version:
         return None
-    if older < _CHANGED.get(node.op_type, 0):
+    changed, only_with = _CHANGED.get(node.op_type, (0, None))
+    if older < changed and only_with in (None, *(a.name for a in node.attribute if a.i)):
         return f"{node.op_type} means something else in opset {older}"
     if not then.min_input <= len(node.input) <= then.max_input:
         return f"{node.op_type} takes {then.max_input} inputs in opset {older}"
@@ -111,7 +123,8 @@ def _fit(node: onnx.NodeProto, newer: int, older: int) -> str | None:
         value = onnx.helper.get_attribute_value(attribute)
         if attribute.name not in then.attributes:
             default = now.attributes[attribute.name].default_value
-            if not default.name or onnx.helper.get_attribute_value(default) != value:
+            is_default = default.name and onnx.helper.get_attribute_value(default) == value
+            if not is_default and not _is_idle(node, attribute.name, stored):
                 return f"{node.op_type} has no attribute {attribute.name!r} in opset {older}"
             node.attribute.remove(attribute)
         elif older < _NEGATIVE_AXES and attribute.name == "axis" and value < 0:
@@ -121,6 +134,13 @@ def _fit(node: onnx.NodeProto, newer: int, older: int) -> str | None:
     if missing:
         return f"{node.op_type} needs an attribute {missing[0]!r} in opset {older}"
     return None
+
+
+def _is_idle(node: onnx.NodeProto, attribute: str, stored: Mapping[str, onnx.TensorProto]) -> bool:
+    """Tell whether an attribute changes nothing: what a zero means, in a shape without one."""
+    if (node.op_type, attribute) != ("Reshape", "allowzero") or node.input[1] not in stored:
+        return False
+    return bool(np.all(numpy_helper.to_array(stored[node.input[1]])))
 
 
 def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:

@@ -68,10 +68,11 @@ def test_lenet(candidate: Candidate, form: Form, shared_dir: Path) -> None:
     check(candidate, model, shared_dir / "data" / "cifar10" / "train.npz", CIFAR, form)
 
 
+@pytest.mark.parametrize("rescaled", [False, True], ids=["stored", "rescaled"])
 @pytest.mark.parametrize("model", ["c10_lenet_dynamo_op18", "c10_resnet20_dynamo_op20"])
-def test_newer_exports(candidate: Candidate, model: str, shared_dir: Path) -> None:
+def test_newer_exports(candidate: Candidate, model: str, rescaled: bool, shared_dir: Path) -> None:
     data = shared_dir / "data" / "cifar10" / "train.npz"
-    check(candidate, shared_dir / "models" / f"{model}.onnx", data, CIFAR, Form.HARD)
+    check(candidate, shared_dir / "models" / f"{model}.onnx", data, CIFAR, Form.HARD, rescaled)
 
 
 @pytest.mark.parametrize("value", PLANTED)

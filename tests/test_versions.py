@@ -54,6 +54,11 @@ def test_the_example_goes_back(version: int, digits_dir: Path) -> None:
     ("body", "older", "reason"),
     [
         ("y = Softmax(x)", 12, "Softmax means something else in opset 12"),
+        (
+            "z = Unsqueeze(x, axes)  y = AveragePool<kernel_shape = [2], ceil_mode = 1>(z)",
+            18,
+            "AveragePool means something else in opset 18",
+        ),
         ("y = Mish(x)", 17, "opset 17 has no Mish"),
         ("y = LayerNormalization(x, x)", 16, "opset 16 has no LayerNormalization"),
         ("y = ReduceMean(x, axes)", 17, "ReduceMean takes 1 inputs in opset 17"),
@@ -64,7 +69,7 @@ def test_the_example_goes_back(version: int, digits_dir: Path) -> None:
 )
 def test_what_older_sets_cannot_say(body: str, older: int, reason: str) -> None:
     text = body.replace("'", '"')
-    model = parse(f"""<ir_version: 8, opset_import: ["": 20]> g (float[2, 3] x) => (float[A, B] y)
+    model = parse(f"""<ir_version: 8, opset_import: ["": 20]> g (float[2, 3] x) => (float y)
     {{ axes = Constant<value = int64[1] {{1}}>()  {text} }}""")
     with pytest.raises(ModelError, match=r"has opset 20 and cannot be converted") as raised:
         convert_opset(model, older)
@@ -132,3 +137,31 @@ def test_defaults_that_callers_override_stay() -> None:
     trim_ir_version(model)
     assert model.ir_version == 4
     assert len(model.graph.input) == 2
+
+
+def test_pooling_goes_back_where_it_means_the_same() -> None:
+    model = parse("""<ir_version: 8, opset_import: ["": 20]>
+    g (float[1, 2, 6] x) => (float[1, 2, 3] y)
+    { y = AveragePool<kernel_shape = [2], strides = [2], ceil_mode = 0>(x) }""")
+    assert_same_outputs(model, convert_opset(model, 11))
+
+
+@pytest.mark.parametrize("version", [11, 13])
+def test_a_recent_export_goes_back(version: int, shared_dir: Path) -> None:
+    model = prepare(load_model(shared_dir / "models" / "c10_resnet20_dynamo_op20.onnx")).model
+    converted = convert_opset(model, version)
+    trim_ir_version(converted)
+    feed = random_feed(model)
+    np.testing.assert_allclose(
+        run_reference(converted, feed)[0], run(model, feed)[0], rtol=1e-3, atol=1e-4
+    )
+
+
+def test_zeros_of_a_shape_decide_about_reshape() -> None:
+    text = """<ir_version: 8, opset_import: ["": 14]> g (float[2, 3] x) => (float[A, B] y)
+    { y = Reshape<allowzero = 1>(x, s) }"""
+    plain = parse(text, s=np.array([3, -1]))
+    converted = convert_opset(plain, 13)
+    assert_same_outputs(plain, converted)
+    with pytest.raises(ModelError, match="Reshape has no attribute 'allowzero' in opset 13"):
+        convert_opset(parse(text, s=np.array([0, 3])), 13)
