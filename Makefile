@@ -6,9 +6,12 @@ BIN := $(VENV)/bin
 DIGITS := models/digits
 BENCHED := $(BUILD)/bench
 NETWORKS := $(foreach network,alexnet vgg16 resnet20,$(BENCHED)/$(network).onnx)
+# How images are normalised, as of torchvision's networks.
+MEAN ?= 0.485,0.456,0.406
+STD ?= 0.229,0.224,0.225
 BENCHMARK := PYTHONPATH=. $(BIN)/python benchmarks
 
-.PHONY: demo test lint bench compatibility clean
+.PHONY: demo test lint matrix matrix-full bench compatibility clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -25,7 +28,12 @@ demo: $(VENV)/.installed
 		--config $(DIGITS)/proact.toml --force \
 		--output-folder $(BUILD)/demo --plot $(BUILD)/demo/accuracy.png
 
-test: lint
+# The other runtimes that deployed files are tried in.
+$(VENV)/.runtimes: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[runtimes]"
+	touch $@
+
+test: lint $(VENV)/.runtimes
 	$(BIN)/python -m pytest
 
 lint: $(VENV)/.installed
@@ -33,6 +41,22 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
+
+# Every form of the bound in every runtime that is installed. Given MODEL and TRAIN (images it was
+# trained on), for that model, normalised with MEAN and STD.
+MATRIX := PYTHONPATH=. $(BIN)/python benchmarks/matrix.py
+matrix: $(VENV)/.runtimes
+ifdef MODEL
+	$(MATRIX) $(MODEL) $(TRAIN) --mean $(MEAN) --std $(STD)
+else
+	$(MATRIX) $(DIGITS)/digits.onnx $(DIGITS)/calibration.npz --scale 0.0625
+endif
+
+# The same with compilers for networks, which take minutes and an environment of their own.
+matrix-full:
+	$(MAKE) VENV=$(VENV)-full $(VENV)-full/.runtimes
+	$(VENV)-full/bin/python -m pip install --quiet --constraint constraints.txt --group compilers
+	$(MAKE) VENV=$(VENV)-full matrix
 
 # What trials cost beside plain inference and beside PyTorch, and what prefix reuse saves, on the
 # paper's kind of networks. Given TRAIN and TEST (labelled images, 32x32 pixels in three colours),

@@ -259,7 +259,9 @@ def _inputs(
     stored = {tensor.name: tensor for tensor in restored.initializer}
     wanted = {tensor.name for tensor in graph.inputs} | stored.keys()
     before = {info.name for info in original.graph.input}
-    yield from (info for info in original.graph.input if info.name in wanted)
+    for info in original.graph.input:
+        if info.name in wanted:
+            yield _as_stored(info, stored)
     yield from (_info(tensor) for tensor in graph.inputs if tensor.name not in before)
     if original.ir_version < OVERRIDABLE_SINCE_IR:
         for name, tensor in stored.items():
@@ -273,8 +275,23 @@ def _value_infos(
     present = _tensor_names(restored) | captured_names(restored)
     edges = {info.name for info in (*restored.input, *restored.output)}
     stated = {info.name for info in original.graph.value_info}
-    yield from (info for info in original.graph.value_info if info.name in present - edges)
+    stored = {tensor.name: tensor for tensor in restored.initializer}
+    for info in original.graph.value_info:
+        if info.name in present - edges:
+            yield _as_stored(info, stored)
     for name, tensor in tensors.items():
         known = isinstance(tensor, gs.Variable) and tensor.dtype is not None
         if known and name not in stated | edges:
             yield _info(tensor)
+
+
+def _as_stored(
+    info: onnx.ValueInfoProto, stored: dict[str, onnx.TensorProto]
+) -> onnx.ValueInfoProto:
+    """What a file states of a tensor, corrected where a pass gave an initializer another shape."""
+    tensor = stored.get(info.name)
+    if tensor is None:
+        return info
+    corrected = onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
+    same = corrected.type.tensor_type.shape.dim == info.type.tensor_type.shape.dim
+    return info if same and info.type.tensor_type.elem_type == tensor.data_type else corrected

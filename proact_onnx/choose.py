@@ -19,6 +19,7 @@ from proact_onnx.faults import FaultModel, Rate, fault_space, parse_format
 from proact_onnx.methods import METHODS
 from proact_onnx.progress import Reporter, SilentReporter
 from proact_onnx.settings import HardenSettings
+from proact_onnx.targets import NPU
 
 Labels = npt.NDArray[np.int64]
 
@@ -129,6 +130,11 @@ def check_automatic(settings: HardenSettings) -> None:
     Raises:
         SettingsError: If one is given.
     """
+    if settings.target == NPU:
+        raise SettingsError(
+            f"method {AUTOMATIC} tries forms that target {NPU!r} does not run: choose another "
+            "method, such as ranger"
+        )
     for name in ("granularity", "form", "out_of_range", "percentile"):
         if getattr(settings, name) is not None:
             raise SettingsError(

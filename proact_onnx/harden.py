@@ -4,12 +4,14 @@ import hashlib
 import importlib.metadata
 import json
 import time
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
+import onnx
 
 from proact_onnx.activations import Activation, find_activations
 from proact_onnx.alarm_levels import (
@@ -35,6 +37,7 @@ from proact_onnx.faults import parameter_count, parse_format
 from proact_onnx.fidelity import Fidelity, compare, guessing, label_batch
 from proact_onnx.methods import METHODS
 from proact_onnx.model import (
+    check_model,
     check_writable,
     is_scale,
     is_threshold,
@@ -47,10 +50,17 @@ from proact_onnx.model import (
 )
 from proact_onnx.monitor import MONITOR_KEY
 from proact_onnx.progress import LogReporter, Reporter
-from proact_onnx.rewrite import Form, Refusal, Rescaled, add_monitor
+from proact_onnx.rewrite import LOWEST_OPSET, Form, Refusal, Rescaled, add_monitor
 from proact_onnx.rewrite import prepare as prepare_model
 from proact_onnx.settings import HardenSettings, RuntimeSettings
+from proact_onnx.targets import aim, describe_loss
 from proact_onnx.thresholds import Granularity, Thresholds
+from proact_onnx.versions import convert_opset, trim_ir_version
+
+# Images on which a converted model must agree with its original, and how far rounding may differ,
+# relative to the largest output.
+_CONVERTED_IMAGES = 8
+_CONVERTED_TOLERANCE = 3e-2
 
 
 @dataclass(frozen=True)
@@ -68,6 +78,7 @@ class HardenReport:
         test_images: How many these are.
         labelled: Whether they have labels; otherwise the original model's classes stand in.
         raised_opset: The opset the file was converted to, if its own was too low for the form.
+        opsets: The operator sets of the original and of the hardened file.
         unprotected: Activation functions that are left as they are.
         coverage: Where values are bounded.
         refusals: BatchNormalization nodes that could not be folded, and layers whose weights
@@ -87,6 +98,7 @@ class HardenReport:
     test_images: int
     labelled: bool
     raised_opset: int | None
+    opsets: tuple[int, int]
     unprotected: tuple[Unprotected, ...]
     coverage: Coverage
     refusals: tuple[Refusal, ...]
@@ -140,12 +152,15 @@ def harden(
     reporter = reporter or LogReporter()
     output = output or hardened_path(model)
     _choose("method", settings.method, [*METHODS, AUTOMATIC])
+    settings = aim(settings)
     if settings.method == AUTOMATIC:
         check_automatic(settings)
+        _check_opset(settings.opset, list(Form))
     else:
         settings = METHODS[settings.method].resolve(settings)
         _choose("granularity", str(settings.granularity), list(Granularity))
         _choose("form", str(settings.form), list(Form))
+        _check_opset(settings.opset, [Form(str(settings.form))])
     parse_format(settings.format)
     provider = (Provider(runtime.provider), runtime.threads, runtime.batch_size)
 
@@ -154,6 +169,10 @@ def harden(
     refuse_overwrite(output, force)
     digest = model_digest(loaded)
     prepared = prepare_model(loaded, restore_rectifiers=True)
+    if settings.opset is not None:
+        # What the converter leaves as constants becomes initializers, too.
+        converted = prepare_model(convert_opset(prepared.model, settings.opset))
+        prepared = replace(prepared, model=converted.model)
     for refusal in prepared.refusals:
         reporter.notice(f"BatchNormalization {refusal.node!r} is not folded: {refusal.reason}")
     linear = settings.protect == "linear" or settings.method == AUTOMATIC
@@ -181,6 +200,7 @@ def harden(
     checkpoint = FileCheckpoint(checkpoint_path(output), identity, resume)
 
     original = Session(loaded, *provider)
+    loaded_opset = opset(loaded)
     del loaded
     calibrate, accept, report = (
         label_batch(part, original, preprocessing) for part in (fit_set, accept_set, test_set)
@@ -194,6 +214,8 @@ def harden(
     warning = guessing(original, report) if test_set.labels is not None else None
     if warning is not None:
         reporter.warn(warning)
+    if settings.opset is not None:
+        _check_converted(original, Session(prepared.model, *provider), calibrate.images, settings)
 
     reporter.begin("profiling", len(calibrate.images))
     seen = 0
@@ -220,6 +242,8 @@ def harden(
     if settings.method == AUTOMATIC:
         choice = choose(workpiece, settings, reporter)
         settings = choice.settings
+    if settings.target is not None:
+        reporter.notice(describe_loss(settings.target, Form(str(settings.form))))
     built = build(workpiece, settings, checkpoint, reporter)
     if built.rescaled is not None:
         _tell_refusals(built.rescaled, reporter)
@@ -233,6 +257,8 @@ def harden(
     if settings.monitor:
         check_images_apart(hardened, built.bounds, calibrate.images)
         hardened = add_monitor(hardened, built.bounds)
+    trim_ir_version(hardened)
+    check_model(hardened, "the hardened model")
     bounded = Session(hardened, *provider)
     if settings.monitor:
         watched = [bound.tensor for bound in built.bounds]
@@ -252,6 +278,7 @@ def harden(
         test_images=len(report.images),
         labelled=test_set.labels is not None,
         raised_opset=opset(hardened) if opset(hardened) != opset(prepared.model) else None,
+        opsets=(loaded_opset, opset(hardened)),
         unprotected=tuple(unprotected(prepared.model)),
         coverage=coverage(prepared.model, built.activations),
         refusals=(*prepared.refusals, *built.refusals),
@@ -260,6 +287,35 @@ def harden(
         choice=choice,
         seconds=time.monotonic() - started,
     )
+
+
+def _check_opset(asked: int | None, forms: Sequence[Form]) -> None:
+    form = max(forms, key=LOWEST_OPSET.__getitem__)
+    newest, lowest = onnx.defs.onnx_opset_version(), LOWEST_OPSET[form]
+    if asked is not None and asked < lowest:
+        raise SettingsError(
+            f"form {str(form)!r} needs opset {lowest} or newer, and {asked} is asked for: choose "
+            "another of the two"
+        )
+    if asked is not None and asked > newest:
+        raise SettingsError(
+            f"opset {asked} is asked for, and the installed onnx knows {newest}: choose that or an "
+            "older one"
+        )
+
+
+def _check_converted(
+    original: Session, converted: Session, images: npt.NDArray[Any], settings: HardenSettings
+) -> None:
+    """Compare the outputs of a model before and after its operator set was converted."""
+    some = images[:_CONVERTED_IMAGES]
+    expected = original.run(some)
+    difference = float(np.abs(converted.run(some) - expected).max())
+    if not difference <= _CONVERTED_TOLERANCE * float(np.abs(expected).max()):
+        raise ModelError(
+            f"the model computes something else when it is converted to opset {settings.opset}: "
+            f"export it again at opset {settings.opset}"
+        )
 
 
 def hardened_path(model: Path) -> Path:

@@ -7,10 +7,19 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 import onnx.inliner
-import onnx.version_converter
 
 import passes
-from passes import Bound, DataFlow, Form, Range, Refusal, Sharing, StoredLayer, data_flow
+from passes import (
+    LOWEST_OPSET,
+    Bound,
+    DataFlow,
+    Form,
+    Range,
+    Refusal,
+    Sharing,
+    StoredLayer,
+    data_flow,
+)
 from proact_onnx.activations import find_activations, tensor_types
 from proact_onnx.errors import ModelError
 from proact_onnx.functions import Sides
@@ -23,8 +32,10 @@ from proact_onnx.model import (
     opset,
 )
 from proact_onnx.thresholds import Thresholds
+from proact_onnx.versions import convert_opset
 
 __all__ = [
+    "LOWEST_OPSET",
     "Bound",
     "DataFlow",
     "Form",
@@ -42,7 +53,6 @@ __all__ = [
     "lower_name",
     "part_between",
     "prepare",
-    "raise_opset",
     "rescale",
     "stored_layers",
     "threshold_name",
@@ -174,10 +184,14 @@ def insert(
             not float16, float32 or float64, or the opset is too low for the form and cannot be
             raised.
     """
-    lowest = max(passes.LOWEST_OPSET[form], passes.MONITOR_OPSET if monitored else 0)
+    lowest = max(LOWEST_OPSET[form], passes.MONITOR_OPSET if monitored else 0)
     raised = lowest if opset(model) < lowest else None
     if raised is not None:
-        model = raise_opset(model, raised)
+        bounds_need = "a monitor" if lowest > LOWEST_OPSET[form] else f"form {form.value!r}"
+        try:
+            model = convert_opset(model, raised)
+        except ModelError as error:
+            raise ModelError(f"{bounds_need} needs opset {raised}: {error}") from error
     activations = {a.tensor: a for a in find_activations(model, linear=True)}
     types = tensor_types(model)
     rectified: list[passes.Site] = []
@@ -277,7 +291,7 @@ def rescale(
         ModelError: If the model is rescaled already, or cannot be rewritten.
     """
     if opset(model) < passes.RESCALE_OPSET:
-        model = raise_opset(model, passes.RESCALE_OPSET)
+        model = convert_opset(model, passes.RESCALE_OPSET)
     step = passes.RescaleWeights(sharing, by_tensor, limits)
     rescaled, changes = _run(model, [step])
     check_model(rescaled, "the rescaled model")
@@ -313,30 +327,6 @@ def part_between(
         return passes.part_between(model, start, end)
     except passes.PassError as error:
         raise ModelError(f"the model cannot be cut: {error}") from error
-
-
-def raise_opset(model: onnx.ModelProto, version: int) -> onnx.ModelProto:
-    """Convert a model to a newer opset; names and metadata stay.
-
-    Raises:
-        ModelError: If onnx's converter fails, or what it made is not valid.
-    """
-    try:
-        converted = onnx.version_converter.convert_version(model, version)
-    except (RuntimeError, onnx.version_converter.ConvertError) as error:
-        raise ModelError(
-            f"the model has opset {opset(model)}, its bounds need {version}, and onnx cannot "
-            f"convert it ({error}): export it again at opset {version} or newer"
-        ) from error
-    # The converter keeps the graph and drops what stands around it.
-    result = onnx.ModelProto()
-    result.CopyFrom(model)
-    result.graph.CopyFrom(converted.graph)
-    for entry in result.opset_import:
-        if entry.domain in ("", "ai.onnx"):
-            entry.version = version
-    check_model(result, f"the model converted to opset {version}")
-    return result
 
 
 def threshold_name(tensor: str) -> str:

@@ -19,6 +19,7 @@ SETTINGS_FILE = "proact.toml"
 PROVIDERS = ("auto", "cpu", "cuda", "tensorrt", "openvino")
 EFFECTS = ("flip", "stuck-at-0", "stuck-at-1")
 BURST_AXES = ("bits", "words")
+TARGETS = ("onnxruntime", "openvino", "tensorrt", "opencv", "tract", "npu")
 RESCALINGS = ("none", "tensor", "channel", "auto")
 PROTECTIONS = ("activations", "linear")
 PAPER_TRIALS = 500
@@ -123,6 +124,9 @@ class HardenSettings:
             None leaves it to ``out_of_range``, and then to the method.
         out_of_range: Whether a value above its threshold becomes zero or the threshold; None
             leaves it to the method.
+        target: Where the file will run; None for anywhere. Decides the form where a device needs
+            one.
+        opset: The operator set of the file; None for the model's own.
         percentile: Of the activations that thresholds start from, instead of their maximum; None
             leaves it to the method.
         rescale: What shares a power of two by which weights are stored enlarged, so that they fill
@@ -169,6 +173,8 @@ class HardenSettings:
     granularity: str | None = None
     form: str | None = None
     out_of_range: OutOfRange | None = None
+    target: str | None = None
+    opset: int | None = None
     percentile: float | None = None
     rescale: str = "none"
     monitor: bool = False
@@ -220,6 +226,13 @@ class HardenSettings:
         _check(self.search_trials, "search-trials", 1)
         _check(self.search_images, "search-images", 1)
         _check(self.search_rounds, "search-rounds", 1)
+        if self.target is not None:
+            _check_choice(self.target, "target", TARGETS)
+        if self.opset is not None:
+            # Commands must be able to print their help without loading onnx.
+            from proact_onnx.model import LOWEST_OPSET
+
+            _check(self.opset, "opset", LOWEST_OPSET)
         _check_choice(self.protect, "protect", PROTECTIONS)
         _check_choice(self.rescale, "rescale", RESCALINGS)
         _check(self.max_memory_overhead, "max-memory-overhead", 0.0)
@@ -488,6 +501,25 @@ class ClusterSettings:
 
 
 @dataclass(frozen=True)
+class DeploySettings:
+    """In which runtimes a hardened file is tried, and how much.
+
+    Attributes:
+        runtimes: Names of runtimes and optimisers; empty for all that are installed.
+        images: Images that outputs are compared on.
+        rounds: Turns that original and hardened model take for their latency.
+    """
+
+    runtimes: tuple[str, ...] = ()
+    images: int = 4
+    rounds: int = 15
+
+    def __post_init__(self) -> None:
+        _check(self.images, "images", 1)
+        _check(self.rounds, "rounds", 1)
+
+
+@dataclass(frozen=True)
 class OutputSettings:
     """Where results go.
 
@@ -521,6 +553,7 @@ class Settings:
         compare: Table ``[compare]``.
         profile: Table ``[profile]``.
         cluster: Table ``[cluster]``.
+        deploy: Table ``[deploy]``.
         output: Table ``[output]``.
     """
 
@@ -534,6 +567,7 @@ class Settings:
     compare: CompareSettings = field(default_factory=CompareSettings)
     profile: ProfileSettings = field(default_factory=ProfileSettings)
     cluster: ClusterSettings = field(default_factory=ClusterSettings)
+    deploy: DeploySettings = field(default_factory=DeploySettings)
     output: OutputSettings = field(default_factory=OutputSettings)
 
     def override(self, table: str, options: Mapping[str, Any]) -> Self:

@@ -396,3 +396,22 @@ def test_floating_point_weights_end_below_one() -> None:
     assert ((largest >= 0.5) & (largest < 1)).all()
     feed = random_feed(model)
     np.testing.assert_array_equal(run(result, feed)[0], run(model, feed)[0])
+
+
+@pytest.mark.parametrize("ir_version", [3, 8])
+def test_what_the_file_states_of_a_bias_follows_its_shape(ir_version: int) -> None:
+    model = convolution(bias=normal(6))
+    model.ir_version = ir_version
+    # Old files list initializers as inputs; recent exporters state their types.
+    place = model.graph.input if ir_version < 4 else model.graph.value_info
+    place.extend(
+        onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
+        for tensor in model.graph.initializer
+    )
+    result, _ = rescaled(model)
+    stated = {
+        info.name: tuple(dim.dim_value for dim in info.type.tensor_type.shape.dim)
+        for info in (*result.graph.input, *result.graph.value_info)
+    }
+    assert stated["b"] == stored(result, "b").shape == (6,)
+    assert stated["w"] == stored(result, "w").shape

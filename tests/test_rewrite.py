@@ -7,8 +7,9 @@ import pytest
 from proact_onnx.activations import find_activations
 from proact_onnx.errors import ModelError
 from proact_onnx.model import load_model, opset
-from proact_onnx.rewrite import Form, expose, insert, prepare, raise_opset, threshold_name
+from proact_onnx.rewrite import Form, expose, insert, prepare, threshold_name
 from proact_onnx.thresholds import Thresholds
+from proact_onnx.versions import convert_opset
 from tests.numerics import (
     Array,
     assert_same_outputs,
@@ -91,7 +92,7 @@ def test_insert_at_every_opset(version: int) -> None:
 @pytest.mark.parametrize("version", [7, 8])
 def test_raising_the_opset_keeps_names_and_metadata(version: int) -> None:
     model = tiny_net(version)
-    raised = raise_opset(model, 9)
+    raised = convert_opset(model, 9)
     assert list(raised.metadata_props) == list(model.metadata_props)
     assert [n.name for n in raised.graph.node] == [n.name for n in model.graph.node]
     assert [n.output for n in raised.graph.node] == [n.output for n in model.graph.node]
@@ -111,7 +112,7 @@ def test_an_opset_that_cannot_be_raised() -> None:
     net (float[1, 1, 2, 2] x) => (float[1, 1, A, B] y)
     { u = Upsample<mode = "nearest">(x)  y = Relu(u) }
     """)
-    with pytest.raises(ModelError, match="has opset 8, its bounds need 9, and onnx cannot convert"):
+    with pytest.raises(ModelError, match="form 'hard' needs opset 9: the model has opset 8 and"):
         insert(model, thresholds(y=1.0))
 
 

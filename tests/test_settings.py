@@ -32,6 +32,8 @@ ACTIONS_OF = {
     *(("replay", flag) for flag in ("--trial", "--fault", "--model", "--sites")),
     *(("report", f"--{name}") for name in ("output", "markdown", "csv-folder", "title")),
     ("report", "--confidence"),
+    ("deploy-check", "--original"),
+    ("deploy-check", "--output"),
 }
 ARGUMENTS = {"model", "models", "original", "hardened", "record", "runs"}
 DOCUMENTATION = Path(__file__).parents[1] / "docs" / "settings.md"
@@ -61,6 +63,8 @@ SAMPLES: dict[str, tuple[str, str, Any]] = {
     "harden.granularity": ("'a'", "channel", "channel"),
     "harden.form": ("'a'", "smooth", "smooth"),
     "harden.out_of_range": ("'zero'", "clamp", OutOfRange.CLAMP),
+    "harden.target": ("'openvino'", "npu", "npu"),
+    "harden.opset": ("12", "13", 13),
     "harden.percentile": ("91", "99.5", 99.5),
     "harden.rescale": ("'tensor'", "channel", "channel"),
     "harden.monitor": ("false", FLAG, True),
@@ -127,6 +131,9 @@ SAMPLES: dict[str, tuple[str, str, Any]] = {
     "cluster.workers": ("3", "4", 4),
     "cluster.ray": ("'auto'", "10.0.0.1:6379", "10.0.0.1:6379"),
     "cluster.gpus_per_worker": ("0.5", "2", 2.0),
+    "deploy.runtimes": ("'a'", "b, c", ("b", "c")),
+    "deploy.images": ("3", "5", 5),
+    "deploy.rounds": ("3", "4", 4),
     "output.hardened": ("'a.onnx'", "b.onnx", Path("b.onnx")),
     "output.folder": ("'a'", "b", Path("b")),
     "output.plot": ("'a.png'", "b.svg", Path("b.svg")),
@@ -220,7 +227,7 @@ def test_option_goes_before_the_file(
         seen.append(settings)
         raise SeenError
 
-    monkeypatch.setattr(f"proact_onnx.cli.{name}.need_model", capture)
+    monkeypatch.setattr(f"proact_onnx.cli.{name.replace('-', '_')}.need_model", capture)
     for arguments in ([], [flag] if text is FLAG else [flag, text]):
         with pytest.raises(SeenError):
             command(name, *arguments)
@@ -262,6 +269,7 @@ def test_file_sets_every_key(key: str, tmp_path: Path) -> None:
         "inject.layers": ("a*",),
         "profile.ber": 3e-4,
         "profile.activations": ("a*",),
+        "deploy.runtimes": ("a",),
     }
     value = look_up(read_settings(write(tmp_path, as_toml(key, literal))), key)
     default = keys()[key]
@@ -313,7 +321,7 @@ def test_a_file_that_is_named_must_exist(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("[inject", "is not valid TOML"),
-        ("trials = 3", "unknown key 'trials': choose among cluster, compare, data, harden"),
+        ("trials = 3", "unknown key 'trials': choose among cluster, compare, data, deploy, harden"),
         ("[injection]", "unknown key 'injection'"),
         ("[inject]\ntrails = 3", "unknown key 'inject.trails': choose among ber, bits, burst"),
         ("inject = 3", r"key 'inject' must be a table: write \[inject\]"),
@@ -343,6 +351,10 @@ def test_a_file_that_is_named_must_exist(tmp_path: Path) -> None:
         ("[profile]\nber = 2", r"table \[profile\]: bit error rate 2 is not a probability"),
         ("[profile]\ntrials = 0", "trials must be at least 1, not 0"),
         ("[profile]\nimages = -1", "images must be at least 0, not -1"),
+        ("[harden]\ntarget = 'fpga'", "unknown target 'fpga': choose among onnxruntime, openvino"),
+        ("[harden]\nopset = 6", "opset must be at least 7, not 6"),
+        ("[deploy]\nimages = 0", "images must be at least 1, not 0"),
+        ("[deploy]\nrounds = 0", "rounds must be at least 1, not 0"),
         ("[harden]\nslack = 0.9", r"table \[harden\]: slack must be at least 1, not 0.9"),
         ("[harden]\nlearning_rate = inf", "learning-rate must be at least 0, not inf"),
         ("[harden]\nslope = nan", "slope must be at least 0.001, not nan"),
@@ -400,5 +412,5 @@ def test_the_page_on_settings_is_complete() -> None:
 def test_the_page_on_settings_names_every_option() -> None:
     rows = documented()
     for command, flag, key, _ in options():
-        named = re.findall(r"`(?:(\w+) )?(--[a-z-]+)`", rows[key][1])
+        named = re.findall(r"`(?:([\w-]+) )?(--[a-z-]+)`", rows[key][1])
         assert (command, flag) in named or ("", flag) in named, f"{command} {flag}"

@@ -8,6 +8,7 @@ import pytest
 from proact_onnx.activations import Activation
 from proact_onnx.errors import ModelError
 from proact_onnx.thresholds import (
+    FIXED_GRANULARITIES,
     Granularity,
     Thresholds,
     memory_overhead,
@@ -33,10 +34,10 @@ COUNTS = {
 
 
 def test_every_granularity_is_tested() -> None:
-    assert SHAPES.keys() == COUNTS.keys() == set(Granularity)
+    assert SHAPES.keys() == COUNTS.keys() == set(FIXED_GRANULARITIES)
 
 
-@pytest.mark.parametrize("granularity", Granularity)
+@pytest.mark.parametrize("granularity", FIXED_GRANULARITIES)
 def test_shapes_broadcast_against_the_activation(granularity: Granularity) -> None:
     for activation, expected in zip((INNER, DENSE, LAST), SHAPES[granularity], strict=True):
         shape = threshold_shape(activation, granularity)
@@ -45,7 +46,7 @@ def test_shapes_broadcast_against_the_activation(granularity: Granularity) -> No
         assert np.broadcast_shapes(shape, full) == full
 
 
-@pytest.mark.parametrize("granularity", Granularity)
+@pytest.mark.parametrize("granularity", FIXED_GRANULARITIES)
 def test_counts_are_those_of_the_arrays(granularity: Granularity) -> None:
     assert threshold_count([INNER, DENSE, LAST], granularity) == COUNTS[granularity]
     arrays = {
@@ -59,6 +60,8 @@ def test_hybrid_is_neuron_wise_in_the_last_layer_only() -> None:
     assert Granularity.HYBRID.of(LAST) is Granularity.NEURON
     assert Granularity.HYBRID.of(INNER) is Granularity.LAYER
     assert Granularity.CHANNEL.of(LAST) is Granularity.CHANNEL
+    assert Granularity.AUTO.of(replace(LAST, granularity="channel")) is Granularity.CHANNEL
+    assert Granularity.AUTO.of(LAST) is Granularity.LAYER
 
 
 @pytest.mark.parametrize(

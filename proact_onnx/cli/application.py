@@ -8,6 +8,7 @@ import typer
 
 from proact_onnx.cli import (
     compare,
+    deploy_check,
     harden,
     inject,
     inspect,
@@ -39,6 +40,7 @@ app.command()(sensitivity.sensitivity)
 app.command()(profile.profile)
 app.command()(replay.replay)
 app.command()(verify.verify)
+app.command()(deploy_check.deploy_check)
 app.command()(report.report)
 
 

@@ -173,6 +173,7 @@ _PARSERS: Mapping[str, Callable[[str, Any], Any]] = {
     "mean": _numbers,
     "methods": _words,
     "resize": _size,
+    "runtimes": _words,
     "search_ber": _numbers,
     "std": _numbers,
     "targets": _words,

@@ -27,7 +27,7 @@ from proact_onnx.cli.options import (
 )
 from proact_onnx.cli.terminal import err, interrupted, say, show, spell
 from proact_onnx.console import BarReporter
-from proact_onnx.settings import PROTECTIONS, OutOfRange, ThresholdScale
+from proact_onnx.settings import PROTECTIONS, TARGETS, OutOfRange, ThresholdScale
 
 _BOUNDS = "Bounds"
 _WEIGHTS = "Weights"
@@ -81,6 +81,16 @@ def harden(
     out_of_range: Annotated[
         OutOfRange | None,
         setting("harden.out_of_range", "What becomes of a value above its threshold.", _BOUNDS),
+    ] = None,
+    target: Annotated[
+        str | None,
+        setting(
+            "harden.target",
+            "Where the file will run, for a form that runs there; npu: a device that knows only "
+            "Clip, Min and Max.",
+            _BOUNDS,
+            "|".join(TARGETS),
+        ),
     ] = None,
     percentile: Annotated[
         float | None,
@@ -269,6 +279,10 @@ def harden(
             "output.hardened", "Where to write; by default MODEL.hardened.onnx beside it.", FILES
         ),
     ] = None,
+    opset: Annotated[
+        int | None,
+        setting("harden.opset", "Operator set of the file; by default the model's own.", FILES),
+    ] = None,
     config: Config = None,
     force: Annotated[
         bool, typer.Option("--force", help="Replace an output that exists.", rich_help_panel=FILES)
@@ -295,13 +309,13 @@ def harden(
     settings = with_source(settings, "test", test_data, test_labels, test_part)
     settings = settings.override("output", {"hardened": output})
     path = need_model(model, settings)
-    target = settings.output.hardened or hardened_path(path)
+    written = settings.output.hardened or hardened_path(path)
     try:
         with BarReporter(err) as reporter:
             report = run(
                 path,
                 need_source(settings, "calibration"),
-                target,
+                written,
                 test=load_source(settings, "test"),
                 settings=settings.harden,
                 preprocessing=settings.preprocessing,
@@ -311,7 +325,7 @@ def harden(
                 resume=resume,
             )
     except KeyboardInterrupt:
-        if checkpoint_path(target).exists():
+        if checkpoint_path(written).exists():
             interrupted("finished layers are kept; run the same command with --resume to go on")
         interrupted("no layer was finished yet, so nothing is kept; run the same command again")
     if report.choice is not None:
@@ -321,6 +335,8 @@ def harden(
         show(monitor_table(report.monitor))
     if report.raised_opset is not None:
         say(f"opset raised to {report.raised_opset}, which the bounds need")
+    elif report.opsets[0] != report.opsets[1]:
+        say("opset converted from {} to {}".format(*report.opsets))
     fidelity = report.fidelity
     if fidelity.accuracy_before is not None and fidelity.accuracy_after is not None:
         against = "" if report.labelled else ", against the original model, as no labels are given"

@@ -3,14 +3,24 @@
 from proact_onnx.engine.cuts import Workload
 from proact_onnx.engine.latency import latency_ratios
 from proact_onnx.engine.metrics import Predictions, chance_warning, is_classifier, top1
+from proact_onnx.engine.optimised import optimised_graph
 from proact_onnx.engine.percentiles import profile_percentiles
 from proact_onnx.engine.prefix import PrefixCache, Stage, run_all
 from proact_onnx.engine.profile import ActivationProfile, observed_shapes, profile_activations
 from proact_onnx.engine.select import ChosenEngine, FaultEngine, choose_engine, is_large
-from proact_onnx.engine.session import Provider, Session, runtime_version
+from proact_onnx.engine.session import (
+    BatchRunner,
+    Provider,
+    Session,
+    create_session,
+    provider_works,
+    runtime_version,
+    session_options,
+)
 
 __all__ = [
     "ActivationProfile",
+    "BatchRunner",
     "ChosenEngine",
     "FaultEngine",
     "Predictions",
@@ -21,13 +31,17 @@ __all__ = [
     "Workload",
     "chance_warning",
     "choose_engine",
+    "create_session",
     "is_classifier",
     "is_large",
     "latency_ratios",
     "observed_shapes",
+    "optimised_graph",
     "profile_activations",
     "profile_percentiles",
+    "provider_works",
     "run_all",
     "runtime_version",
+    "session_options",
     "top1",
 ]

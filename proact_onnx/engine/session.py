@@ -193,6 +193,26 @@ def _cuda_usable() -> bool:
     return devices.value > 0
 
 
+@functools.cache
+def provider_works(provider: Provider) -> bool:
+    """Tell whether sessions asked for on a provider run there."""
+    try:
+        create_session(_smallest_model(), provider)
+    except SettingsError:
+        return False
+    return True
+
+
+def _smallest_model() -> onnx.ModelProto:
+    value = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1]) for name in "xy"]
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("Relu", ["x"], ["y"])], "smallest", value[:1], value[1:]
+    )
+    return onnx.helper.make_model(
+        graph, ir_version=8, opset_imports=[onnx.helper.make_opsetid("", 17)]
+    )
+
+
 def runtime_version() -> str:
     """Version of ONNX Runtime, whichever of its packages is installed."""
     return str(ort.__version__)
