@@ -8,6 +8,7 @@ import pytest
 
 from proact_onnx.activations import find_activations
 from proact_onnx.data import Dataset
+from proact_onnx.faults import fault_space
 from proact_onnx.harden import harden
 from proact_onnx.model import is_threshold, load_model, save_model
 from proact_onnx.settings import HardenSettings, OutOfRange
@@ -126,6 +127,7 @@ def test_residual_branches_and_logits_are_hardened(
     hardened = load_model(output)
     stored = [t for t in hardened.graph.initializer if is_threshold(t.name)]
     assert sum(int(np.prod(t.dims)) for t in stored) == values
+    assert fault_space(hardened, 32).restrict(["threshold"]).elements == values
     # Images that nothing was learnt from, ten times as large, by numpy on its own.
     x = 10 * images(8, seed=1)
     limits = {
