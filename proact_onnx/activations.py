@@ -10,10 +10,22 @@ import onnx
 from proact_onnx.functions import Function, Sides, find_functions
 from proact_onnx.linear_outputs import LINEAR, linear_outputs
 from proact_onnx.messages import extents, node_reads, without_weights
-from proact_onnx.model import FLOAT_TYPES
 
 # Shapes are computed from small tensors only: the inputs of Reshape, Slice, Resize and their kind.
 _LARGEST_SHAPE_INPUT = 4096
+_INTEGER_TYPES = frozenset(
+    {
+        onnx.TensorProto.BOOL,
+        onnx.TensorProto.INT8,
+        onnx.TensorProto.INT16,
+        onnx.TensorProto.INT32,
+        onnx.TensorProto.INT64,
+        onnx.TensorProto.UINT8,
+        onnx.TensorProto.UINT16,
+        onnx.TensorProto.UINT32,
+        onnx.TensorProto.UINT64,
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -73,9 +85,8 @@ def find_activations(model: onnx.ModelProto, *, linear: bool = False) -> list[Ac
         return Activation(name, op, tensor, shape, is_last, sides)
 
     def is_float(tensor: str) -> bool:
-        # Indices are clipped and chosen by the same operators. What is not known may be a number.
-        numbers = (onnx.TensorProto.UNDEFINED, *FLOAT_TYPES)
-        return tensor not in known or known[tensor].type in numbers
+        # Indices are clipped and chosen by the same operators.
+        return tensor not in known or known[tensor].type not in _INTEGER_TYPES
 
     found = {
         function.nodes[-1]: activation(

@@ -172,3 +172,17 @@ def test_a_network_without_activations(tmp_path: Path) -> None:
     report = harden(original, Dataset(x, None, "noise"), settings=settings)
     assert [a.name for a in report.activations] == ["y"]
     assert report.fidelity.output_change == 0.0
+
+
+@pytest.mark.parametrize("form", ["hard", "saturate", "smooth", "ramp"])
+def test_rescaled_weights_leave_the_bounds_where_they_are(tmp_path: Path, form: str) -> None:
+    original = tmp_path / "block.onnx"
+    save_model(block(13), original)
+    outputs = []
+    for rescale in ("none", "channel"):
+        settings = HardenSettings(method="ranger", protect="linear", rescale=rescale, form=form)
+        output = tmp_path / f"{rescale}.onnx"
+        harden(original, Dataset(images(), None, "noise"), output, settings=settings)
+        assert verify(original, output, Dataset(images(), None, "noise")).passed
+        outputs.append(run(load_model(output), {"x": 3 * images(8, seed=1)})[0])
+    np.testing.assert_allclose(outputs[1], outputs[0], rtol=1e-5, atol=1e-6)

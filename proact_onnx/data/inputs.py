@@ -1,7 +1,7 @@
 """Data for models with several inputs: one record a sample, a field for each input by its name."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -9,11 +9,23 @@ import numpy.typing as npt
 from proact_onnx.data.preprocess import Preprocessing, prepare
 from proact_onnx.errors import DataError
 
-if TYPE_CHECKING:
-    # Commands must be able to print their help without loading onnx.
-    from proact_onnx.model import ModelInput
-
 Array = npt.NDArray[Any]
+
+
+class Input(Protocol):
+    """What a model says of an input: `proact_onnx.model.ModelInput`, which needs onnx to load."""
+
+    @property
+    def name(self) -> str:
+        """Name of the graph input."""
+
+    @property
+    def shape(self) -> tuple[int | None, ...]:
+        """Extents, batch axis included; None for an open one."""
+
+    @property
+    def dtype(self) -> np.dtype[np.generic]:
+        """Element type."""
 
 
 def bundle(arrays: Mapping[str, Array], source: str) -> Array:
@@ -46,9 +58,7 @@ def bundle(arrays: Mapping[str, Array], source: str) -> Array:
     return records
 
 
-def prepare_inputs(
-    images: Array, preprocessing: Preprocessing, inputs: "Sequence[ModelInput]"
-) -> Array:
+def prepare_inputs(images: Array, preprocessing: Preprocessing, inputs: Sequence[Input]) -> Array:
     """Bring data into the form a model takes.
 
     Args:
@@ -97,7 +107,7 @@ def prepare_inputs(
     return prepared
 
 
-def _check(wanted: "ModelInput", field: np.dtype[Any]) -> None:
+def _check(wanted: Input, field: np.dtype[Any]) -> None:
     """Compare the shape and kind of a field with an input."""
     rank = len(wanted.shape)
     shape = wanted.shape if len(field.shape) == rank else wanted.shape[1:]
