@@ -25,8 +25,10 @@ from proact_onnx.faults import (
 from proact_onnx.progress import LogReporter, Reporter
 from proact_onnx.settings import PAPER_TRIALS, InjectSettings, Protocol, RuntimeSettings
 
-# Seconds between two looks at the interval so far, for the terminal alone.
+# Seconds between two looks at the interval so far, for the terminal alone, and how many times as
+# long as a look itself they are at least.
 _GLANCE = 2.0
+_GLANCE_TIMES = 50.0
 
 
 class Campaign:
@@ -155,16 +157,18 @@ class Campaign:
         reporter: Reporter,
     ) -> None:
         reporter.begin(f"{self._subject.path.name} {series.fault}", series.most)
-        looked = time.monotonic()
+        next_glance = time.monotonic() + _GLANCE
         for result in dispatch.results(series):
             if result.key not in file.trials:
                 file.append(result)
             reporter.advance()
-            if time.monotonic() - looked > _GLANCE:
+            now = time.monotonic()
+            if now > next_glance:
                 found = summarise_one(series.fault, series.done, reading).accuracy
                 spelled = (100.0 * value for value in (found.mean, found.low, found.high))
                 reporter.status("{:.2f} % [{:.2f}, {:.2f}]".format(*spelled))
-                looked = time.monotonic()
+                ended = time.monotonic()
+                next_glance = ended + max(_GLANCE, _GLANCE_TIMES * (ended - now))
         if len(series.done) < series.most:
             reporter.expect(len(series.done))
 
