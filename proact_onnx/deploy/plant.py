@@ -126,11 +126,11 @@ def _is_protected(
         if tensor in ends:
             return False
         for node in readers.get(tensor, []):
+            if node.op_type in _EXTENTS or _is_activation(node, thresholds):
+                continue
             # Rescaling divides in a convolution of its own.
             if node.op_type in _LINEAR and RESCALE not in node.input[0]:
                 return False
-            if node.op_type in _EXTENTS or _is_activation(node, thresholds):
-                continue
             new = set(node.output) - reached
             reached |= new
             open_ends += new
