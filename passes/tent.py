@@ -1,7 +1,5 @@
 """The tent: a bound made of convolutions, which runtimes compute in blocks of channels."""
 
-from dataclasses import dataclass
-
 import numpy as np
 import onnx_graphsurgeon as gs
 
@@ -10,19 +8,6 @@ from passes.steps import Steps
 
 # Of an activation, without its batch axis: channels, and one to convolve along.
 _FEWEST_AXES = 2
-
-
-@dataclass(frozen=True)
-class _Source:
-    """What computes the value under a tent.
-
-    Attributes:
-        convolution: Its bias can shift the value.
-        last: The node that writes the value: the convolution, or the Add of a shortcut behind it.
-    """
-
-    convolution: gs.Node
-    last: gs.Node
 
 
 def fits_tent(threshold: gs.Constant, extents: tuple[int | None, ...]) -> bool:
@@ -53,9 +38,10 @@ def write_tent(
     """Write ``max(0, lambda - |x - lambda|)``: x from 0 to lambda, falling to 0 at 2 lambda.
 
     ``|x - lambda|`` is LeakyRelu with slope -1. The subtraction goes into the bias of the
-    convolution that computes x, also where a shortcut is added behind it; elsewhere it is a
-    depthwise convolution of extent 1, as ``lambda - |...|`` is. The weights 1 and -1 of these
-    belong to the program, and lambda is stored once.
+    convolution that computes x; elsewhere, as behind the sum with a shortcut, it is a depthwise
+    convolution of extent 1, as ``lambda - |...|`` is: runtimes compute LeakyRelu within a
+    convolution, and not behind a sum. The weights 1 and -1 of these belong to the program, and
+    lambda is stored once.
 
     Args:
         steps: Takes the nodes.
@@ -80,26 +66,20 @@ def write_tent(
     if source is None:
         _depthwise(steps, value, 1.0, steps.fold("Neg", [limits], "shift"), shifted, extents)
     else:
-        _lower_bias(steps, source.convolution, limits)
-        source.last.outputs = [shifted]
+        _lower_bias(steps, source, limits)
+        source.outputs = [shifted]
     steps.finish("LeakyRelu", [shifted], distance, alpha=-1.0)
     _depthwise(steps, distance, -1.0, limits, below, extents)
     steps.finish("Relu", [below], bounded)
-    return shifted, None if source is None else source.convolution
+    return shifted, source
 
 
-def _source(graph: gs.Graph, value: gs.Tensor, channels: int, axes: int) -> _Source | None:
-    """Find a convolution that can shift a value by its bias, without changing another."""
-    if not _is_private(graph, value):
+def _source(graph: gs.Graph, value: gs.Tensor, channels: int, axes: int) -> gs.Node | None:
+    """Find the convolution that writes a value for one reader, and can shift it by its bias."""
+    if not _is_private(graph, value) or not _shifts_channels(value.inputs[0], channels, axes):
         return None
-    last = value.inputs[0]
-    if _shifts_channels(last, channels, axes):
-        return _Source(last, last)
-    if last.op == "Add" and in_default_domain(last):
-        for addend in last.inputs:
-            if _is_private(graph, addend) and _shifts_channels(addend.inputs[0], channels, axes):
-                return _Source(addend.inputs[0], last)
-    return None
+    found: gs.Node = value.inputs[0]
+    return found
 
 
 def _is_private(graph: gs.Graph, tensor: gs.Tensor) -> bool:

@@ -93,8 +93,8 @@ def test_a_convolution_takes_the_threshold_into_its_bias() -> None:
         "input": 2,
         "convolution": 2,
         "no bias": 2,
-        "shortcut": 2,
-        "shortcut before": 2,
+        "shortcut": 3,
+        "shortcut before": 3,
         "pooled": 3,
     }
 
