@@ -22,8 +22,9 @@ from passes.cut import CutPoint, DataFlow, data_flow, part_between
 from passes.expand_pools import ExpandPools
 from passes.expose_tensors import ExposeTensors
 from passes.fold_batchnorm import FoldBatchnorm, Refusal
+from passes.forms import LOWEST_OPSET, Form
 from passes.insert_bounds import BoundedSite, InsertBounds
-from passes.insert_hyrelu import LOWEST_OPSET, Form, InsertHyReLU, Site
+from passes.insert_hyrelu import InsertHyReLU, Site
 from passes.lift_constants import LiftConstants
 from passes.monitor import MONITOR_OPSET, AddMonitor, Bound
 from passes.normalize_activations import NormalizeActivations

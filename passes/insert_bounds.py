@@ -7,16 +7,21 @@ import numpy as np
 import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
-from passes.base import Pass, PostconditionError, PreconditionError
-from passes.edits import input_at, position, tensor_names, unique_name
-from passes.insert_hyrelu import GATE_END, LOWEST_OPSET, Form
+from passes.base import Pass, PreconditionError
+from passes.edits import input_at, position, tensor_names
+from passes.forms import (
+    GATE_END,
+    LESS_OR_EQUAL,
+    Form,
+    ensure_thresholds,
+    require_opset,
+    require_thresholds,
+)
 from passes.monitor import Bound
 from passes.steps import Steps
 
 # The first opset whose Clip takes its limits as inputs.
 _CLIP_INPUTS = 11
-# The first opset with LessOrEqual.
-_LESS_OR_EQUAL = 12
 
 
 @dataclass(frozen=True)
@@ -37,6 +42,11 @@ class BoundedSite:
     upper_name: str
     lower: npt.NDArray[np.floating] | None = None
     lower_name: str = ""
+
+    def ends(self) -> list[tuple[npt.NDArray[np.floating], str]]:
+        """How far the values reach on each bounded side of zero, and what stores it."""
+        upper = [(self.upper, self.upper_name)]
+        return upper if self.lower is None else [*upper, (-self.lower, self.lower_name)]
 
 
 @dataclass
@@ -94,30 +104,12 @@ class InsertBounds(Pass):
                 f"form {self.form.value!r} is for values that are never negative, and those of "
                 f"{self.sites[0].tensor!r} may be: choose among {', '.join(_FORMS)}"
             )
-        if graph.opset < LOWEST_OPSET[self.form]:
-            raise PreconditionError(
-                f"form {self.form.value!r} needs opset {LOWEST_OPSET[self.form]} or newer, and "
-                f"the graph has {graph.opset}"
-            )
-        taken = tensor_names(graph)
-        written = {tensor.name for node in graph.nodes for tensor in node.outputs}
-        for site in self.sites:
-            if site.tensor not in written:
-                raise PreconditionError(f"no node writes a tensor {site.tensor!r}")
-            ends = [(site.upper, site.upper_name)]
-            ends += [] if site.lower is None else [(-site.lower, site.lower_name)]
-            for values, name in ends:
-                if name in taken:
-                    raise PreconditionError(
-                        f"the name {name!r} is taken: the graph is hardened already"
-                    )
-                if not np.isfinite(values).all():
-                    raise PreconditionError(f"a threshold of {site.tensor!r} is not finite")
-                if (values < 0).any():
-                    raise PreconditionError(
-                        f"a threshold of {site.tensor!r} lies on the wrong side of zero"
-                    )
-                taken.add(name)
+        require_opset(graph, self.form)
+        ends = [(site.tensor, end, name) for site in self.sites for end, name in site.ends()]
+        require_thresholds(graph, ends)
+        for tensor, values, _ in ends:
+            if (values < 0).any():
+                raise PreconditionError(f"a threshold of {tensor!r} lies on the wrong side of zero")
 
     def call(self, graph: gs.Graph) -> int:
         """Bound every site."""
@@ -143,24 +135,16 @@ class InsertBounds(Pass):
         Raises:
             PostconditionError: If one does not.
         """
-        tensors = graph.tensors()
-        for site in self.sites:
-            names = [site.upper_name] + ([] if site.lower is None else [site.lower_name])
-            for name in names:
-                if not isinstance(tensors.get(name), gs.Constant):
-                    raise PostconditionError(f"a threshold of {site.tensor!r} was not inserted")
+        ensure_thresholds(
+            graph, [(site.tensor, name) for site in self.sites for _, name in site.ends()]
+        )
 
     def _insert(self, graph: gs.Graph, node: gs.Node, site: BoundedSite, taken: set[str]) -> str:
         bounded = next(tensor for tensor in node.outputs if tensor.name == site.tensor)
-        prefix = f"{site.tensor}/hyrelu/"
-        value = gs.Variable(
-            unique_name(f"{prefix}value", taken), dtype=bounded.dtype, shape=bounded.shape
-        )
-        # Assigning the slot of the outputs leaves the readers of the old tensor where they are.
-        node.outputs[next(i for i, t in enumerate(node.outputs) if t is bounded)] = value
-        steps = Steps(prefix, site.upper.dtype, taken, self._constants)
+        steps = Steps(f"{site.tensor}/hyrelu/", site.upper.dtype, taken, self._constants)
+        value = steps.take_over(node, bounded, "value")
         upper, lower = site.upper, site.lower
-        if self.form is Form.HARD and graph.opset < _LESS_OR_EQUAL:
+        if self.form is Form.HARD and graph.opset < LESS_OR_EQUAL:
             upper = np.nextafter(upper, np.asarray(np.inf, upper.dtype))
             lower = None if lower is None else np.nextafter(lower, np.asarray(-np.inf, lower.dtype))
         bound = _Bound(
@@ -207,7 +191,7 @@ class _Bound:
 
 
 def _hard(bound: _Bound) -> None:
-    compare = "Less" if bound.opset < _LESS_OR_EQUAL else "LessOrEqual"
+    compare = "Less" if bound.opset < LESS_OR_EQUAL else "LessOrEqual"
     bound.finish(bound.inside(compare, bound.upper, bound.lower), bound.value)
 
 

@@ -2,34 +2,24 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from enum import StrEnum
 
 import numpy as np
 import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
-from passes.base import Pass, PostconditionError, PreconditionError
+from passes.base import Pass
 from passes.edits import position, tensor_names
+from passes.forms import (
+    GATE_END,
+    LESS_OR_EQUAL,
+    Form,
+    ensure_thresholds,
+    require_opset,
+    require_thresholds,
+)
 from passes.monitor import Bound
 from passes.steps import Steps
-from passes.tent import fits_tent, write_tent
-
-# Where the smooth gate is cut: sigmoid(-16) is 1.1e-7, one unit in float32's last place.
-GATE_END = -16.0
-
-
-class Form(StrEnum):
-    """How the bound is written into the graph."""
-
-    HARD = "hard"
-    SMOOTH = "smooth"
-    SATURATE = "saturate"
-    RAMP = "ramp"
-    TENT = "tent"
-
-
-# The lowest opset that has every operator a form is made of.
-LOWEST_OPSET = {Form.HARD: 9, Form.SMOOTH: 9, Form.SATURATE: 8, Form.RAMP: 10, Form.TENT: 10}
+from passes.tent import Channels, channels_of, write_tent
 
 
 @dataclass(frozen=True)
@@ -74,7 +64,6 @@ class InsertHyReLU(Pass):
        which ONNX Runtime has no ThresholdedRelu for, ``Where(Less(0, m), m, 0)``. Rounding is
        monotone, so ``2 lambda - r`` is never below lambda where r is not above it, and such
        values pass unchanged to the last bit.
-
     5. tent, the same function, as ``max(0, lambda - |x - lambda|)`` in convolutions, see
        `passes.tent`: where x has channels that share a threshold. Elsewhere, and in float64, the
        ramp stands. It passes values up to rounding in units of lambda, and a NaN passes.
@@ -108,23 +97,10 @@ class InsertHyReLU(Pass):
             PreconditionError: If the opset is too old for the form, a tensor is not written by a
                 node, a threshold is not finite, or its name is taken.
         """
-        if graph.opset < LOWEST_OPSET[self.form]:
-            raise PreconditionError(
-                f"form {self.form.value!r} needs opset {LOWEST_OPSET[self.form]} or newer, and "
-                f"the graph has {graph.opset}"
-            )
-        taken = tensor_names(graph)
-        written = {tensor.name for node in graph.nodes for tensor in node.outputs}
-        for site in self.sites:
-            if site.tensor not in written:
-                raise PreconditionError(f"no node writes a tensor {site.tensor!r}")
-            if site.threshold_name in taken:
-                raise PreconditionError(
-                    f"the name {site.threshold_name!r} is taken: the graph is hardened already"
-                )
-            if not np.isfinite(site.threshold).all():
-                raise PreconditionError(f"a threshold of {site.tensor!r} is not finite")
-            taken.add(site.threshold_name)
+        require_opset(graph, self.form)
+        require_thresholds(
+            graph, [(site.tensor, site.threshold, site.threshold_name) for site in self.sites]
+        )
 
     def call(self, graph: gs.Graph) -> int:
         """Bound every site."""
@@ -143,23 +119,21 @@ class InsertHyReLU(Pass):
         Raises:
             PostconditionError: If one does not.
         """
-        tensors = graph.tensors()
-        for site in self.sites:
-            if not isinstance(tensors.get(site.threshold_name), gs.Constant):
-                raise PostconditionError(f"the threshold of {site.tensor!r} was not inserted")
+        ensure_thresholds(graph, [(site.tensor, site.threshold_name) for site in self.sites])
 
     def _insert(self, graph: gs.Graph, node: gs.Node, site: Site, taken: set[str]) -> None:
         bounded = next(tensor for tensor in node.outputs if tensor.name == site.tensor)
         steps = Steps(f"{site.tensor}/hyrelu/", site.threshold.dtype, taken, self._constants)
         stored = site.threshold
-        if self.form is Form.HARD and graph.opset < 12:
+        if self.form is Form.HARD and graph.opset < LESS_OR_EQUAL:
             stored = np.nextafter(stored, np.asarray(np.inf, stored.dtype))
         threshold = gs.Constant(site.threshold_name, np.asarray(stored))
-        if self.form is Form.TENT and fits_tent(threshold, site.extents):
-            shifted = self._write_tent(graph, node, bounded, threshold, site.extents, steps)
+        channels = channels_of(threshold, site.extents) if self.form is Form.TENT else None
+        if channels is not None:
+            shifted = self._write_tent(graph, node, bounded, threshold, channels, steps)
             self.bounds.append(Bound(site.tensor, shifted.name, site.threshold_name, shifted=True))
             return
-        rectified = _take_over(node, bounded, steps)
+        rectified = steps.take_over(node, bounded, "relu")
         write: Callable[[Steps, gs.Graph, gs.Tensor, gs.Tensor, gs.Tensor], None] = {
             Form.HARD: _hard,
             Form.SMOOTH: self._smooth,
@@ -178,14 +152,13 @@ class InsertHyReLU(Pass):
         node: gs.Node,
         bounded: gs.Tensor,
         threshold: gs.Constant,
-        extents: tuple[int | None, ...],
+        channels: Channels,
         steps: Steps,
     ) -> gs.Tensor:
-        known = tuple(extent or 0 for extent in extents)
         # The tent rectifies by itself.
         replaced = node.op == "Relu"
-        value = node.inputs[0] if replaced else _take_over(node, bounded, steps)
-        shifted, convolution = write_tent(steps, graph, value, threshold, known, bounded)
+        value = node.inputs[0] if replaced else steps.take_over(node, bounded, "relu")
+        shifted, convolution = write_tent(steps, graph, value, threshold, channels, bounded)
         after = position(graph, node) + 1
         graph.nodes[after:after] = steps.nodes
         before = position(graph, convolution or node)
@@ -214,14 +187,6 @@ class InsertHyReLU(Pass):
         steps.finish("Where", [inside, gated, steps.constant("zero", 0.0)], bounded)
 
 
-def _take_over(node: gs.Node, bounded: gs.Tensor, steps: Steps) -> gs.Variable:
-    """Make an activation write a new tensor; its old one, with all its readers, is free."""
-    rectified = gs.Variable(steps.name("relu"), dtype=bounded.dtype, shape=bounded.shape)
-    # Assigning the slot of the outputs leaves the readers of the old tensor where they are.
-    node.outputs[next(i for i, t in enumerate(node.outputs) if t is bounded)] = rectified
-    return rectified
-
-
 def _hard(
     steps: Steps,
     graph: gs.Graph,
@@ -229,7 +194,7 @@ def _hard(
     threshold: gs.Tensor,
     bounded: gs.Tensor,
 ) -> None:
-    compare = "Less" if graph.opset < 12 else "LessOrEqual"
+    compare = "Less" if graph.opset < LESS_OR_EQUAL else "LessOrEqual"
     inside = steps.add(compare, [rectified, threshold], "inside")
     steps.finish("Where", [inside, rectified, steps.constant("zero", 0.0)], bounded)
 

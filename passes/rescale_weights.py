@@ -149,7 +149,7 @@ class RescaleWeights(Pass):
         """Check that the graph is not rescaled yet.
 
         Raises:
-            PreconditionError: If it stores a scale, or its opset is below 8.
+            PreconditionError: If it stores a scale, or its opset is below 9.
         """
         if graph.opset < RESCALE_OPSET:
             raise PreconditionError(

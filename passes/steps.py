@@ -22,8 +22,6 @@ class Steps:
         constants: Constants that several edits share, by what they are.
         nodes: What computes with the data.
         folded: What computes with constants alone; runtimes do it once, when they load the model.
-        owner: A node of the graph that ``folded`` must stand before, if it is not where ``nodes``
-            go.
     """
 
     prefix: str
@@ -32,7 +30,6 @@ class Steps:
     constants: dict[str, gs.Constant]
     nodes: list[gs.Node] = field(default_factory=list)
     folded: list[gs.Node] = field(default_factory=list)
-    owner: gs.Node | None = None
 
     def name(self, role: str) -> str:
         """Name a new tensor or node."""
@@ -58,6 +55,13 @@ class Steps:
         name = self.name(op) if name is None else unique_name(name, self.taken)
         self.folded.append(gs.Node(op, name, inputs=inputs, outputs=[output]))
         return output
+
+    def take_over(self, node: gs.Node, written: gs.Tensor, role: str) -> gs.Variable:
+        """Make a node write a new tensor; its old one, with all its readers, is free."""
+        value = gs.Variable(self.name(role), dtype=written.dtype, shape=written.shape)
+        # Assigning the slot of the outputs leaves the readers of the old tensor where they are.
+        node.outputs[next(i for i, t in enumerate(node.outputs) if t is written)] = value
+        return value
 
     def constant(self, role: str, value: float) -> gs.Constant:
         """A number that all edits of one type share."""
