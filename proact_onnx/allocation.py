@@ -33,7 +33,8 @@ class Allocation:
 
     Attributes:
         activations: The activations, each with its granularity.
-        by_tensor: Names of weights that share one scale, and of biases that are stored once.
+        by_tensor: Names of weights that share one scale, and of biases that are stored once; empty
+            if scales are not bought.
         numbers: How many thresholds, scales and copies are stored.
     """
 
@@ -103,7 +104,7 @@ def allocate(
         if offer.gain > 0 and numbers + offer.cost <= limit:
             bought.add(offer.name)
             numbers += offer.cost
-    stored = {name for layer in layers for name in (layer.weight, layer.bias) if name is not None}
+    stored = {name for layer in layers for name in (layer.weight, layer.bias) if name and scales}
     return Allocation(
         tuple(
             replace(a, granularity="channel" if a.tensor in bought else "layer")

@@ -108,21 +108,8 @@ def build(
     """
     linear = settings.protect == "linear"
     activations = [a for a in workpiece.activations if linear or not a.is_linear]
-    by_tensor = frozenset[str]()
-    if "auto" in (settings.granularity, settings.rescale):
-        thresholds = settings.granularity == Granularity.AUTO
-        limit = int(settings.max_memory_overhead / 100.0 * workpiece.parameters)
-        if not thresholds:
-            limit -= threshold_count(activations, Granularity(str(settings.granularity)))
-        allocation = allocate(
-            workpiece.model,
-            activations,
-            _reach(workpiece.profile),
-            limit,
-            thresholds=thresholds,
-            scales=settings.rescale == "auto",
-        )
-        activations, by_tensor = list(allocation.activations), allocation.by_tensor
+    activations, rescaled = _share(workpiece, settings, activations)
+    model = workpiece.model if rescaled is None else rescaled.model
     fitted = METHODS[settings.method].fit(
         FitContext(
             model=workpiece.model,
@@ -136,11 +123,6 @@ def build(
             reporter=reporter,
         )
     )
-    model, rescaled = workpiece.model, None
-    if settings.rescale != "none":
-        sharing = Sharing.TENSOR if settings.rescale == "tensor" else Sharing.CHANNEL
-        rescaled = rescale(model, sharing, by_tensor, storage_range(settings.format))
-        model = rescaled.model
     form = Form(str(settings.form))
     ranges = code_ranges(workpiece.model, activations)
 
@@ -177,6 +159,37 @@ def build(
         rescaled=rescaled,
         evaluations=fitted.evaluations,
     )
+
+
+def _share(
+    workpiece: Workpiece, settings: HardenSettings, activations: Sequence[Activation]
+) -> tuple[list[Activation], Rescaled | None]:
+    """Decide what shares a threshold and a scale, within the limit on memory, and rescale."""
+
+    def rescaled(by_tensor: frozenset[str] = frozenset()) -> Rescaled:
+        sharing = Sharing.TENSOR if settings.rescale == "tensor" else Sharing.CHANNEL
+        return rescale(workpiece.model, sharing, by_tensor, storage_range(settings.format))
+
+    fixed = rescaled() if settings.rescale in ("tensor", "channel") else None
+    if "auto" not in (settings.granularity, settings.rescale):
+        return list(activations), fixed
+    thresholds = settings.granularity == Granularity.AUTO
+    limit = int(settings.max_memory_overhead / 100.0 * workpiece.parameters)
+    if not thresholds:
+        limit -= threshold_count(activations, Granularity(str(settings.granularity)))
+    if fixed is not None:
+        limit -= added_count(fixed.model)
+    allocation = allocate(
+        workpiece.model,
+        activations,
+        _reach(workpiece.profile),
+        limit,
+        thresholds=thresholds,
+        scales=settings.rescale == "auto",
+    )
+    if settings.rescale == "auto":
+        fixed = rescaled(allocation.by_tensor)
+    return list(allocation.activations), fixed
 
 
 def _cost(workpiece: Workpiece, model: onnx.ModelProto) -> float:

@@ -1,6 +1,7 @@
 """Spending a number of stored numbers where they help most."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -10,7 +11,7 @@ from proact_onnx.activations import find_activations
 from proact_onnx.allocation import Allocation, allocate
 from proact_onnx.data import Preprocessing, load_dataset
 from proact_onnx.faults import added_count, parameter_count
-from proact_onnx.harden import harden
+from proact_onnx.harden import HardenReport, harden
 from proact_onnx.model import load_model
 from proact_onnx.rewrite import prepare
 from proact_onnx.settings import HardenSettings
@@ -84,24 +85,24 @@ def test_dead_channels_and_unknown_shapes() -> None:
     assert granularities(spend(1000, dead)) == ["layer", "channel"]
 
 
-@pytest.mark.parametrize("limit", [0.1, 0.3, 0.6])
-def test_hardening_keeps_to_the_limit(limit: float, digits_dir: Path, tmp_path: Path) -> None:
-    settings = HardenSettings(
-        method="ranger",
-        granularity="auto",
-        rescale="auto",
-        form="tent",
-        max_memory_overhead=limit,
-        calibration_images=100,
-        accept_images=50,
-    )
-    original = prepare(load_model(digits_dir / "digits.onnx")).model
-    report = harden(
+def harden_digits(digits_dir: Path, folder: Path, **options: Any) -> HardenReport:
+    return harden(
         digits_dir / "digits.onnx",
         load_dataset(digits_dir / "calibration.npz"),
-        tmp_path / "hardened.onnx",
-        settings=settings,
+        folder / "hardened.onnx",
+        settings=HardenSettings(
+            method="ranger", form="tent", calibration_images=100, accept_images=50, **options
+        ),
         preprocessing=Preprocessing(scale=1 / 16),
+        force=True,
+    )
+
+
+@pytest.mark.parametrize("limit", [0.1, 0.3, 0.6])
+def test_hardening_keeps_to_the_limit(limit: float, digits_dir: Path, tmp_path: Path) -> None:
+    original = prepare(load_model(digits_dir / "digits.onnx")).model
+    report = harden_digits(
+        digits_dir, tmp_path, granularity="auto", rescale="auto", max_memory_overhead=limit
     )
     added = added_count(load_model(report.output))
     assert added == report.thresholds.count + report.scales
@@ -111,3 +112,21 @@ def test_hardening_keeps_to_the_limit(limit: float, digits_dir: Path, tmp_path: 
     least = len(report.activations) + 3 * (layers + biases)
     assert added == least or report.memory_overhead <= limit
     assert report.fidelity.accuracy_after == report.fidelity.accuracy_before
+
+
+@pytest.mark.parametrize("rescale", ["tensor", "channel"])
+def test_thresholds_alone_are_chosen_beside_scales_that_are_given(
+    rescale: str, digits_dir: Path, tmp_path: Path
+) -> None:
+    scales = harden_digits(digits_dir, tmp_path, granularity="layer", rescale=rescale)
+    rich = harden_digits(
+        digits_dir, tmp_path, granularity="auto", rescale=rescale, max_memory_overhead=50
+    )
+    assert rich.scales == scales.scales
+    assert rich.thresholds.count > scales.thresholds.count
+    limit = scales.memory_overhead + 0.05
+    poor = harden_digits(
+        digits_dir, tmp_path, granularity="auto", rescale=rescale, max_memory_overhead=limit
+    )
+    assert poor.scales == scales.scales
+    assert poor.memory_overhead <= limit
