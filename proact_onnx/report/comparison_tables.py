@@ -7,6 +7,7 @@ from proact_onnx.compare import UNPROTECTED
 from proact_onnx.report.comparison import Comparison, Entry
 from proact_onnx.report.rendering import Table
 from proact_onnx.report.tables import by_fault, spell_fault
+from proact_onnx.report.tolerated_rates import tolerated_rate_table
 
 # With more methods side by side, 100 columns hold the interval only below the mean.
 _METHODS_ON_ONE_LINE = 3
@@ -18,6 +19,7 @@ def method_tables(comparison: Comparison) -> list[Table]:
         clean_drop_table([comparison]),
         overhead_table([comparison]),
         fault_drop_table(comparison),
+        tolerated_rate_table(comparison),
         distance_table([comparison]),
         time_table([comparison]),
     ]

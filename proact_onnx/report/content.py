@@ -40,6 +40,7 @@ from proact_onnx.report.tables import (
     spell_fault,
 )
 from proact_onnx.report.threshold_figure import draw_thresholds
+from proact_onnx.report.tolerated_rates import tolerated_rate_table
 
 
 def build_report(runs: Runs, title: str | None = None) -> Document:
@@ -113,6 +114,15 @@ def _comparison(comparison: Comparison) -> Section:
                 f"under which a method loses less than {comparison.drop_limit:g} points."
             )
         )
+    tolerated = tolerated_rate_table(comparison)
+    if tolerated is not None:
+        blocks += [
+            tolerated,
+            Prose(
+                "Between two measured rates accuracy is taken to fall linearly over the logarithm "
+                "of the rate. The interval ends where those of the accuracies reach the limit."
+            ),
+        ]
     figure = draw_thresholds(comparison)
     if figure is not None:
         caption = (
