@@ -76,7 +76,7 @@ class IdleWorker(RemoteWorker):
         if self._result is None:
             self._result = super().run(replace(block, trials=block.trials[:1])).results[0]
         results = tuple(replace(self._result, trial=trial) for trial in block.trials)
-        return Answer(block.fault, results, 0.0, Reuse())
+        return Answer(block, results, 0.0, Reuse())
 
 
 class Kept:
@@ -215,7 +215,8 @@ def main() -> None:
             driver.add_row(str(size), *cells)
             trials = tuple(range(size))
             results = tuple(replace(result, trial=trial) for trial in trials)
-            block, answer = Block(fault, trials, job.images), Answer(fault, results, 1.0, Reuse())
+            block = Block(fault, trials, job.images)
+            answer = Answer(block, results, 1.0, Reuse())
             sizes.add_row(f"block of {size}", f"{size_of(block):,}")
             sizes.add_row(f"answer of {size}", f"{size_of(answer):,}")
         sizes.add_row("job, once a machine", f"{size_of(job):,}")

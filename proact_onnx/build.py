@@ -8,6 +8,7 @@ import onnx
 
 from proact_onnx.activations import Activation
 from proact_onnx.allocation import allocate
+from proact_onnx.campaign import Executor
 from proact_onnx.code_ranges import Coded, act_on_codes, code_ranges
 from proact_onnx.engine import ActivationProfile, Provider, Session
 from proact_onnx.faults import FixedPoint, added_count, parse_format
@@ -48,6 +49,7 @@ class Workpiece:
         calibration: Images to learn from.
         accept: Other images, which decide whether something is kept.
         runtime: How ONNX Runtime and PyTorch execute.
+        executor: Where trials under fault run.
     """
 
     model: onnx.ModelProto
@@ -57,6 +59,7 @@ class Workpiece:
     calibration: LabelledBatch
     accept: LabelledBatch
     runtime: RuntimeSettings
+    executor: Executor
 
 
 @dataclass(frozen=True)
@@ -121,6 +124,7 @@ def build(
             runtime=workpiece.runtime,
             checkpoint=checkpoint,
             reporter=reporter,
+            executor=workpiece.executor,
         )
     )
     form = Form(str(settings.form))

@@ -10,12 +10,10 @@ import numpy.typing as npt
 import onnx
 
 from proact_onnx.build import Workpiece, build
-from proact_onnx.campaign.encoded import encode_model
-from proact_onnx.campaign.images import choose_images
+from proact_onnx.campaign.probe import Case, open_probe, unsaved
 from proact_onnx.checkpoint import NoCheckpoint
-from proact_onnx.engine import Provider, Session, choose_engine, latency_ratios, top1
+from proact_onnx.engine import Provider, Session, latency_ratios, top1
 from proact_onnx.errors import ModelError, SettingsError
-from proact_onnx.faults import FaultModel, Rate, fault_space, parse_format
 from proact_onnx.methods import METHODS
 from proact_onnx.progress import Reporter, SilentReporter
 from proact_onnx.settings import HardenSettings
@@ -181,7 +179,7 @@ def choose(workpiece: Workpiece, settings: HardenSettings, reporter: Reporter) -
         built = build(workpiece, own, NoCheckpoint(), SilentReporter())
         drop = 100.0 * (clean - _clean_accuracy(built.model, workpiece, labels))
         latency = _latency(built.model, workpiece) if settings.max_latency is not None else None
-        accuracies, images = _under_fault(built.model, workpiece, labels, own)
+        accuracies, images = _under_fault(built.model, workpiece, labels, own, reporter)
         evaluations += images
         verdict = _broken_limit(settings, built.overhead, drop, latency)
         tried.append(Candidate(name, built.overhead, drop, latency, accuracies, verdict))
@@ -245,35 +243,14 @@ def _latency(model: onnx.ModelProto, workpiece: Workpiece) -> float:
 
 
 def _under_fault(
-    model: onnx.ModelProto, workpiece: Workpiece, labels: Labels, settings: HardenSettings
+    model: onnx.ModelProto,
+    workpiece: Workpiece,
+    labels: Labels,
+    settings: HardenSettings,
+    reporter: Reporter,
 ) -> tuple[dict[float, float], int]:
     """Accuracy by bit error rate, and how many images were classified for it."""
-    images = workpiece.accept.images
-    memory_format = parse_format(settings.format)
-    space = fault_space(model, memory_format.width)
-    encoded = encode_model(model, space, memory_format)
-    names = [parameter.name for parameter in space.parameters]
-    runtime = workpiece.runtime
-    engine = choose_engine(
-        encoded.model,
-        names,
-        images,
-        Provider(runtime.provider),
-        runtime.threads,
-        runtime.batch_size,
-    ).engine
-    seed, count = settings.seed, settings.search_images
-    accuracies: dict[float, float] = {}
-    evaluations = 0
-    for rate in sorted(settings.search_ber):
-        correct: list[float] = []
-        for trial in range(settings.search_trials):
-            chosen = choose_images(len(labels), count, seed, trial, labels)
-            faults = encoded.inject(FaultModel(Rate(rate)).draw(space, seed, trial))
-            faults.put(engine)
-            scores = engine.run(images, chosen)
-            faults.undo(engine)
-            correct.append(float(top1(scores).correct(labels[chosen]).mean()))
-            evaluations += len(chosen)
-        accuracies[rate] = float(np.mean(correct))
-    return accuracies, evaluations
+    subject = unsaved(model, workpiece.accept.images, labels, settings.search(), workpiece.runtime)
+    with open_probe(subject, workpiece.executor, reporter) as probe:
+        [accuracies] = probe.accuracies([Case()])
+        return accuracies, probe.evaluations

@@ -137,7 +137,7 @@ class MethodComparison:
 
         Args:
             reporter: Receives progress.
-            executor: Where the trials of campaigns run; by default in this process.
+            executor: Where trials run, those of hardening too; by default in this process.
 
         Returns:
             A campaign for each contender, under its title.
@@ -146,7 +146,7 @@ class MethodComparison:
             ProactError: Whatever hardening and campaigns raise.
         """
         self._folder.mkdir(parents=True, exist_ok=True)
-        hardened = {c.name: self._harden(c, reporter) for c in self.contenders}
+        hardened = {c.name: self._harden(c, reporter, executor) for c in self.contenders}
         results = []
         for contender in self.contenders:
             campaign = Campaign(
@@ -172,7 +172,9 @@ class MethodComparison:
     def _distance_file(self, contender: Contender) -> Path:
         return self.record(contender).with_suffix("").with_suffix(".distance.json")
 
-    def _harden(self, contender: Contender, reporter: Reporter) -> Hardening:
+    def _harden(
+        self, contender: Contender, reporter: Reporter, executor: Executor | None
+    ) -> Hardening:
         if contender.variant is None or self._calibration is None:
             return Hardening()
         settings = self._settings
@@ -199,6 +201,7 @@ class MethodComparison:
                 preprocessing=settings.preprocessing,
                 runtime=settings.runtime,
                 reporter=reporter,
+                executor=executor,
                 force=True,
                 resume=resume,
             )

@@ -21,6 +21,7 @@ from proact_onnx.alarm_levels import (
     measure_false_alarms,
 )
 from proact_onnx.build import Workpiece, build
+from proact_onnx.campaign import Executor, LocalExecutor
 from proact_onnx.checkpoint import FileCheckpoint
 from proact_onnx.choose import AUTOMATIC, Choice, check_automatic, choose
 from proact_onnx.code_ranges import Coded
@@ -118,6 +119,7 @@ def harden(
     preprocessing: Preprocessing | None = None,
     runtime: RuntimeSettings | None = None,
     reporter: Reporter | None = None,
+    executor: Executor | None = None,
     force: bool = False,
     resume: bool = False,
 ) -> HardenReport:
@@ -133,6 +135,8 @@ def harden(
         preprocessing: How images become the model's input.
         runtime: How ONNX Runtime executes.
         reporter: Receives progress.
+        executor: Where trials under fault run, if the method has any; by default in this process.
+            Changes no number.
         force: Whether an output that exists is replaced.
         resume: Whether to go on from an interrupted run.
 
@@ -236,7 +240,14 @@ def harden(
     )
     activations = observed_shapes(activations, profile)
     workpiece = Workpiece(
-        prepared.model, parameters, activations, profile, calibrate, accept, runtime
+        prepared.model,
+        parameters,
+        activations,
+        profile,
+        calibrate,
+        accept,
+        runtime,
+        executor or LocalExecutor(),
     )
     choice = None
     if settings.method == AUTOMATIC:
@@ -287,6 +298,11 @@ def harden(
         choice=choice,
         seconds=time.monotonic() - started,
     )
+
+
+def runs_trials(method: str) -> bool:
+    """Tell whether a method runs trials under fault, which workers can do."""
+    return method == AUTOMATIC or (method in METHODS and METHODS[method].runs_trials)
 
 
 def _check_opset(asked: int | None, forms: Sequence[Form]) -> None:

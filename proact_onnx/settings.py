@@ -253,6 +253,21 @@ class HardenSettings:
         _check(self.patience, "patience", 1)
         _check(self.seed, "seed", 0)
 
+    def search(self, targets: Sequence[str] = ()) -> "InjectSettings":
+        """What methods that search measure under fault.
+
+        Args:
+            targets: Kinds of parameter to fault; empty for all.
+        """
+        return InjectSettings(
+            ber=self.search_ber,
+            trials=self.search_trials,
+            images=self.search_images,
+            format=self.format,
+            targets=tuple(targets),
+            seed=self.seed,
+        )
+
 
 class Protocol(StrEnum):
     """How a campaign spends its evaluations."""
@@ -476,7 +491,7 @@ class ProfileSettings:
 
 @dataclass(frozen=True)
 class ClusterSettings:
-    """Who runs the trials of campaigns. Changes no number.
+    """Who runs trials: of campaigns, and of methods that search. Changes no number.
 
     Attributes:
         workers: Processes that run trials; 0: this one, or with ``ray`` as many as the cluster

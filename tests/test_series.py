@@ -165,7 +165,7 @@ def test_trials_that_may_be_superfluous_are_given_out_last() -> None:
             block = self.blocks.pop(0)
             self.free += 1
             results = tuple(result(trial, block.fault) for trial in block.trials)
-            return Answer(block.fault, results, 1.0, Reuse())
+            return Answer(block, results, 1.0, Reuse())
 
     crew = Silent()
     both = [series("a"), series("b")]

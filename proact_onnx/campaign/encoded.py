@@ -1,7 +1,8 @@
 """A model whose parameters went through a memory format, and how faults get into it."""
 
+import functools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from proact_onnx.messages import with_values_from
 Words = npt.NDArray[np.uint32]
 NarrowWords = npt.NDArray[np.unsignedinteger[Any]]
 Indices = npt.NDArray[np.int64]
+Values = npt.NDArray[Any]
 
 # Elements encoded together: what the conversion through float64 takes stays in the cache.
 _BLOCK = 1 << 18
@@ -68,27 +70,39 @@ class FaultyWords:
 
 @dataclass(frozen=True)
 class Injection:
-    """The faults of one trial, ready to go into an engine and out again.
+    """What one trial changes, ready to go into an engine and out again.
 
     Attributes:
-        words: By parameter, its changed words. A parameter none of whose words change is absent.
+        words: By parameter, its faulty words. A parameter none of whose words change is absent.
+        replaced: By parameter, all of its values as the model has them, and those that the trial
+            stores instead; both flat.
     """
 
     words: Mapping[str, FaultyWords]
+    replaced: Mapping[str, tuple[Values, Values]] = field(default_factory=dict)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The parameters that change."""
+        return (*self.words, *self.replaced)
 
     @property
     def flips(self) -> int:
-        """Number of bits that change."""
+        """Number of bits that faults change."""
         changes = (faulty.before ^ faulty.after for faulty in self.words.values())
         return sum(int(np.bitwise_count(change).sum()) for change in changes)
 
     def put(self, engine: FaultEngine) -> None:
-        """Put the faults into an engine that runs this model."""
+        """Bring the changes into an engine that runs this model."""
+        for name, (_, after) in self.replaced.items():
+            engine.write(name, np.arange(after.size), after)
         for name, faulty in self.words.items():
             engine.write(name, faulty.elements, faulty.parameter.values(faulty.after))
 
     def undo(self, engine: FaultEngine) -> None:
-        """Take the faults out again."""
+        """Take the changes out again."""
+        for name, (before, _) in self.replaced.items():
+            engine.write(name, np.arange(before.size), before)
         for name, faulty in self.words.items():
             engine.write(name, faulty.elements, faulty.parameter.values(faulty.before))
 
@@ -107,8 +121,16 @@ class EncodedModel:
     parameters: Mapping[str, StoredParameter]
     saturated: int
 
-    def inject(self, faults: FaultMap) -> Injection:
-        """Find the words that a fault map changes; a stuck bit may hold its right value."""
+    def inject(
+        self, faults: FaultMap, stored: Sequence[tuple[str, Sequence[float]]] = ()
+    ) -> Injection:
+        """Find the words that a fault map changes; a stuck bit may hold its right value.
+
+        Args:
+            faults: The faults.
+            stored: By parameter, values in its order that stand in for the model's own. They go
+                through no format, and no fault hits them.
+        """
         changed = {}
         for name, (elements, masks) in faults.words.items():
             parameter = self.parameters[name]
@@ -121,7 +143,15 @@ class EncodedModel:
                 changed[name] = FaultyWords(
                     parameter, elements[differs], before[differs], after[differs]
                 )
-        return Injection(changed)
+        return Injection(changed, {name: self._replace(name, values) for name, values in stored})
+
+    def _replace(self, name: str, values: Sequence[float]) -> tuple[Values, Values]:
+        before = numpy_helper.to_array(self._tensors[name]).reshape(-1)
+        return before, np.asarray(values, before.dtype)
+
+    @functools.cached_property
+    def _tensors(self) -> Mapping[str, onnx.TensorProto]:
+        return {tensor.name: tensor for tensor in self.model.graph.initializer}
 
 
 def encode_model(

@@ -15,7 +15,10 @@ from proact_onnx.campaign.store import TrialResult
 from proact_onnx.campaign.subject import GoldenFacts, KnownScores, Subject
 from proact_onnx.campaign.trial import TrialRunner
 from proact_onnx.faults import FaultModel, FaultSpace
-from proact_onnx.progress import Reporter
+from proact_onnx.progress import Reporter, SilentReporter
+
+Stored = tuple[tuple[str, tuple[float, ...]], ...]
+"""By parameter, values in its order that trials store in place of the model's own."""
 
 
 @dataclass(frozen=True)
@@ -26,11 +29,13 @@ class Block:
         fault: The fault model, as the record names it.
         trials: Their numbers, ascending.
         images: Images of each; 0 for all.
+        stored: What they store beside the faults; see `TrialRunner.run`.
     """
 
     fault: str
     trials: tuple[int, ...]
     images: int
+    stored: Stored = ()
 
 
 @dataclass(frozen=True)
@@ -57,13 +62,13 @@ class Answer:
     """What became of a block.
 
     Attributes:
-        fault: Its fault model.
+        block: The block.
         results: One a trial, in the block's order.
         seconds: What running it took.
         reuse: So far, in the process that ran it.
     """
 
-    fault: str
+    block: Block
     results: tuple[TrialResult, ...]
     seconds: float
     reuse: Reuse
@@ -81,6 +86,7 @@ class Job:
         rates: Bit error rates, if all fault models have one; see `Subject.golden_run`.
         weights: See there.
         distance: Whether trials measure the distance of activations.
+        quiet: Whether nothing is said of the engine and the golden run.
     """
 
     subject: Subject
@@ -90,6 +96,7 @@ class Job:
     rates: tuple[float, ...] = ()
     weights: Mapping[str, int] | None = None
     distance: bool = False
+    quiet: bool = False
 
 
 class TrialWorker:
@@ -108,7 +115,12 @@ class TrialWorker:
         subject, settings = job.subject, job.subject.settings
         self._job = job
         self._golden = golden = subject.golden_run(
-            reporter, job.trials, job.images, job.rates, job.weights, known
+            SilentReporter() if job.quiet else reporter,
+            job.trials,
+            job.images,
+            job.rates,
+            job.weights,
+            known,
         )
         meter = None
         if job.distance:
@@ -130,12 +142,12 @@ class TrialWorker:
         started = time.perf_counter()
         model, space = self._job.sources[block.fault]
         results = tuple(
-            self._runner.run(model, space, trial, block.images, block.fault)
+            self._runner.run(model, space, trial, block.images, block.fault, block.stored)
             for trial in block.trials
         )
         stages = self._golden.stages
         return Answer(
-            fault=block.fault,
+            block=block,
             results=results,
             seconds=time.perf_counter() - started,
             reuse=Reuse(stages.made, stages.discarded),

@@ -155,7 +155,7 @@ class Dispatch:
             self._give_out()
             answer = self._crew.collect()
             if answer is not None:
-                self._series[answer.fault].receive(answer.results)
+                self._series[answer.block.fault].receive(answer.results)
                 yield from one.due()
 
     def _give_out(self) -> None:

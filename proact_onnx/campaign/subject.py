@@ -12,6 +12,7 @@ from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
+import onnx
 
 from proact_onnx.campaign.encoded import EncodedModel, encode_model
 from proact_onnx.campaign.judge import ClassJudge, ElementJudge, PerClass
@@ -182,6 +183,8 @@ class Subject:
         settings: Format, targets, and what to measure.
         preprocessing: How images become the model's input.
         runtime: How ONNX Runtime executes.
+        loaded: The model, where it is in memory: only the name of ``model`` is used then.
+        prepared: Whether the images are as the model takes them already.
 
     Raises:
         ModelError: If the model cannot be read.
@@ -196,6 +199,9 @@ class Subject:
         settings: InjectSettings | None = None,
         preprocessing: Preprocessing | None = None,
         runtime: RuntimeSettings | None = None,
+        *,
+        loaded: onnx.ModelProto | None = None,
+        prepared: bool = False,
     ) -> None:
         self.path = model
         self.data = data
@@ -204,7 +210,7 @@ class Subject:
         self.format = parse_format(settings.format)
         self.arguments = (Provider(runtime.provider), runtime.threads, runtime.batch_size)
         self._preprocessing = preprocessing or Preprocessing()
-        loaded = load_model(model)
+        loaded = load_model(model) if loaded is None else loaded
         self._digest = model_digest(loaded)
         self.model = prepare_model(loaded, fold_batchnorm=False, expand_pools=True).model
         self.monitor = read_monitor(self.model)
@@ -217,8 +223,10 @@ class Subject:
         parameters = parameter_count(self.model)
         self.memory_overhead = memory_overhead(added, parameters) if parameters else 0.0
         self._input = image_input(self.model)
-        # All images are prepared for the golden run; the first shows whether they fit.
-        self.prepare(data.images[:1])
+        self._prepared = prepared
+        if not prepared:
+            # All are prepared for the golden run; the first shows whether they fit.
+            self.prepare(data.images[:1])
 
     @functools.cached_property
     def identity(self) -> dict[str, Any]:
@@ -247,7 +255,7 @@ class Subject:
     @functools.cached_property
     def images(self) -> Array:
         """All images as the model takes them, ``[N, ...]``."""
-        return self.prepare(self.data.images)
+        return self.data.images if self._prepared else self.prepare(self.data.images)
 
     def __getstate__(self) -> dict[str, Any]:
         """Send the prepared images in place of the stored ones: trials need no others."""
@@ -299,7 +307,7 @@ class Subject:
             images_per_trial: Images in each; 0 for all.
             rates: Their bit error rates; without any, trials have single upsets.
             weights: By parameter, how many trials will hit it, in any unit; by default as many as
-                it has bits.
+                it has bits. Names those outside of the fault space too that trials replace.
             known: What the golden run gave in another process; it is proved on some batches
                 instead of being made again.
 
@@ -316,7 +324,8 @@ class Subject:
         encoded = encode_model(self.model, self.space, self.format)
         if storage := spell_storage(self.space):
             reporter.notice(f"{self.path.name}: format {self.format.name} applies to {storage}")
-        chosen = choose_engine(encoded.model, list(encoded.parameters), images, *self.arguments)
+        written = list(dict.fromkeys([*encoded.parameters, *(weights or {})]))
+        chosen = choose_engine(encoded.model, written, images, *self.arguments)
         reporter.notice(f"{self.path.name}: {chosen.notice}")
         if known is None:
             outputs, *counts = self._outputs(chosen.engine)

@@ -1,5 +1,6 @@
 """One trial: draw, inject, run, judge, undo."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -42,7 +43,13 @@ class TrialRunner:
         self._strata = golden.labels
 
     def run(
-        self, model: FaultModel, space: FaultSpace, trial: int, images: int, name: str = ""
+        self,
+        model: FaultModel,
+        space: FaultSpace,
+        trial: int,
+        images: int,
+        name: str = "",
+        stored: Sequence[tuple[str, Sequence[float]]] = (),
     ) -> TrialResult:
         """Run one trial; where no bit changes it is the golden run, and nothing is computed.
 
@@ -52,16 +59,26 @@ class TrialRunner:
             trial: Number of the trial, from 0.
             images: Number of images; as many as there are where there are not so many.
             name: What the record calls the fault model, if not by its name.
+            stored: By parameter, values in its order that this trial stores in place of the
+                model's own. The parameter is none that faults hit.
         """
         faults = model.draw(space, self._seed, trial)
-        return self.evaluate(name or model.name, faults, trial, self.choose(trial, images))
+        chosen = self.choose(trial, images)
+        return self.evaluate(name or model.name, faults, trial, chosen, stored)
 
     def choose(self, trial: int, images: int) -> Indices:
         """Draw a trial's images: the same for every model and fault model."""
         total = len(self._golden.images)
         return choose_images(total, images, self._seed, trial, self._strata)
 
-    def evaluate(self, name: str, faults: FaultMap, trial: int, chosen: Indices) -> TrialResult:
+    def evaluate(
+        self,
+        name: str,
+        faults: FaultMap,
+        trial: int,
+        chosen: Indices,
+        stored: Sequence[tuple[str, Sequence[float]]] = (),
+    ) -> TrialResult:
         """Evaluate given faults on given images.
 
         Args:
@@ -69,8 +86,9 @@ class TrialRunner:
             faults: The faults.
             trial: Number of the trial.
             chosen: Indices of the images, ascending.
+            stored: See `run`.
         """
-        injection = self._golden.encoded.inject(faults)
+        injection = self._golden.encoded.inject(faults, stored)
         verdict, distance = self._verdict(injection, chosen)
         return TrialResult(
             fault=name,
@@ -84,7 +102,7 @@ class TrialRunner:
 
     def _verdict(self, injection: Injection, chosen: Indices) -> tuple[Verdict, float | None]:
         golden = self._golden
-        if not injection.words:
+        if not injection.names:
             return golden.judge.unchanged(chosen), None if self._meter is None else 0.0
         distance = None
         try:
@@ -103,7 +121,7 @@ class TrialRunner:
     def _observed(
         self, injection: Injection, chosen: Indices
     ) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_] | None]:
-        stage = self._golden.stages.for_faults(injection.words)
+        stage = self._golden.stages.for_faults(injection.names)
         try:
             injection.put(stage.engine)
             return self._golden.observe(stage, chosen)

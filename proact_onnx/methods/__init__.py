@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from proact_onnx.methods import clip_percentile, ranger
+from proact_onnx.methods import clip_percentile, ftclipact, ranger
 from proact_onnx.methods.base import (
     Checkpoint,
     Fit,
@@ -15,18 +15,11 @@ from proact_onnx.rewrite import Form
 from proact_onnx.thresholds import Granularity
 
 
-# Methods that train need torch, and one that injects faults scipy; those that do not must start
-# without.
+# Methods that train need torch; those that do not must start without.
 def _proact(context: FitContext) -> Fitted:
     from proact_onnx.methods import proact
 
     return proact.fit(context)
-
-
-def _ftclipact(context: FitContext) -> Fitted:
-    from proact_onnx.methods import ftclipact
-
-    return ftclipact.fit(context)
 
 
 def _fitact(context: FitContext) -> Fitted:
@@ -44,7 +37,7 @@ def _brelu(context: FitContext) -> Fitted:
 METHODS: Mapping[str, Method] = {
     "proact": Method(_proact, Granularity.HYBRID),
     "ranger": Method(ranger.fit, Granularity.LAYER, profiles_only=True),
-    "ftclipact": Method(_ftclipact, Granularity.LAYER),
+    "ftclipact": Method(ftclipact.fit, Granularity.LAYER, runs_trials=True),
     "fitact": Method(_fitact, Granularity.NEURON),
     "brelu": Method(_brelu, Granularity.LAYER, Form.SATURATE),
     "clip-percentile": Method(clip_percentile.fit, Granularity.LAYER, profiles_only=True),

@@ -1,7 +1,7 @@
 """What every hardening method is given and what it returns."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -9,6 +9,7 @@ import numpy.typing as npt
 import onnx
 
 from proact_onnx.activations import Activation
+from proact_onnx.campaign import Executor, LocalExecutor
 from proact_onnx.engine import ActivationProfile, Provider, profile_percentiles
 from proact_onnx.progress import Reporter
 from proact_onnx.rewrite import Form
@@ -63,6 +64,7 @@ class FitContext:
         runtime: How ONNX Runtime and PyTorch execute.
         checkpoint: Where finished layers are kept.
         reporter: Receives progress.
+        executor: Where trials under fault run.
     """
 
     model: onnx.ModelProto
@@ -74,6 +76,7 @@ class FitContext:
     runtime: RuntimeSettings
     checkpoint: Checkpoint
     reporter: Reporter
+    executor: Executor = field(default_factory=LocalExecutor)
 
     @property
     def engine(self) -> tuple[Provider, int, int]:
@@ -121,12 +124,14 @@ class Method:
         granularity: What shares a threshold, where the user does not say.
         form: How bounds are written, where the user does not say.
         profiles_only: Whether it looks at the values of activations alone, which any model has.
+        runs_trials: Whether it runs trials under fault, which workers can do.
     """
 
     fit: Fit
     granularity: Granularity
     form: Form = Form.HARD
     profiles_only: bool = False
+    runs_trials: bool = False
 
     def resolve(self, settings: HardenSettings) -> HardenSettings:
         """Fill in what the user left to the method."""

@@ -19,21 +19,21 @@ least. Thresholds themselves are free of faults meanwhile. Clean accuracy is not
 finds that FT-ClipAct costs most of it.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import onnx
 
 from proact_onnx.activations import Activation
-from proact_onnx.campaign.encoded import Injection, encode_model
-from proact_onnx.campaign.images import choose_images
-from proact_onnx.engine import PrefixCache, Stage, Workload, choose_engine, top1
-from proact_onnx.errors import ModelError, RunError
-from proact_onnx.faults import FaultModel, FaultSpace, Kind, Rate, fault_space, parse_format
+from proact_onnx.campaign.executor import Stored
+from proact_onnx.campaign.probe import Case, Probe, open_probe, unsaved
+from proact_onnx.errors import ModelError
+from proact_onnx.faults import FaultSpace, Kind
 from proact_onnx.messages import node_reads
 from proact_onnx.methods.base import FitContext, Fitted, profiled_thresholds
 from proact_onnx.rewrite import Form, insert, lower_name, threshold_name
-from proact_onnx.thresholds import FloatArray, Granularity, pack, unpack
+from proact_onnx.thresholds import FloatArray, Granularity, Thresholds, pack, unpack
 
 _PIECES = 4
 # A round that gains less area than this is the last.
@@ -41,7 +41,7 @@ _LEAST_GAIN = 1e-3
 # Images that fault maps draw theirs from, at most; their golden values are kept.
 _MOST_IMAGES = 1000
 
-Measure = Callable[[float], float]
+Measure = Callable[[Sequence[float]], Sequence[float]]
 
 
 def fit(context: FitContext) -> Fitted:
@@ -59,19 +59,19 @@ def fit(context: FitContext) -> Fitted:
     profiled = pack(profiled_thresholds(context))
     finished = context.checkpoint.finished()
     thresholds = {**profiled, **finished}
-    trials = _LayerTrials(context, profiled)
     context.reporter.begin("searching thresholds", len(context.activations))
     context.reporter.advance(len(finished))
-    for activation in reversed(context.activations):
-        tensor = activation.tensor
-        if tensor not in finished:
-            measure = trials.measure(activation, thresholds)
-            # An activation that is never above zero has nothing to search for.
-            if measure is not None and profiled[tensor].any():
-                found = search(measure, float(profiled[tensor].max()), settings.search_rounds)
-                thresholds[tensor] = _with_largest(profiled[tensor], found)
-            context.checkpoint.store(tensor, thresholds[tensor])
-            context.reporter.advance()
+    with open_trials(context, profiled) as trials:
+        for activation in reversed(context.activations):
+            tensor = activation.tensor
+            if tensor not in finished:
+                measure = trials.measure(activation, thresholds)
+                # An activation that is never above zero has nothing to search for.
+                if measure is not None and profiled[tensor].any():
+                    found = search(measure, float(profiled[tensor].max()), settings.search_rounds)
+                    thresholds[tensor] = _with_largest(profiled[tensor], found)
+                context.checkpoint.store(tensor, thresholds[tensor])
+                context.reporter.advance()
     context.reporter.notice(
         f"ftclipact classified {trials.evaluations:,} images under fault to find "
         f"{len(thresholds)} thresholds"
@@ -83,7 +83,7 @@ def search(measure: Measure, maximum: float, rounds: int) -> float:
     """Find the threshold with the largest measure, by narrowing an interval.
 
     Args:
-        measure: What a threshold is worth.
+        measure: What each of some thresholds is worth.
         maximum: Upper end of the first interval; its lower end is 0, which is not tried.
         rounds: How often to narrow it, at most.
     """
@@ -91,9 +91,9 @@ def search(measure: Measure, maximum: float, rounds: int) -> float:
     known: dict[float, float] = {}
     best = -np.inf
     for _ in range(rounds):
-        for point in np.linspace(low, high, _PIECES + 1).tolist():
-            if point > 0.0 and point not in known:
-                known[point] = measure(point)
+        points = np.linspace(low, high, _PIECES + 1).tolist()
+        new = [point for point in points if point > 0.0 and point not in known]
+        known.update(zip(new, measure(new), strict=True))
         found = max(known, key=lambda point: (known[point], point))
         gain, best = known[found] - best, known[found]
         if gain < _LEAST_GAIN:
@@ -136,43 +136,22 @@ def layer_spaces(
     return found
 
 
-class _LayerTrials:
-    """Fault injection into one layer at a time, with any threshold behind it."""
+class LayerTrials:
+    """Fault injection into one layer at a time, with any threshold behind it.
 
-    def __init__(self, context: FitContext, profiled: Mapping[str, FloatArray]) -> None:
-        settings = context.settings
-        images = context.calibration.images[:_MOST_IMAGES]
-        labels = context.calibration.labels
-        if labels is None:
-            raise ModelError(
-                "method ftclipact measures accuracy, and the model's first output is not a vector "
-                "of class scores: use --method ranger"
-            )
-        self._context, self._labels, self._profiled = context, labels[:_MOST_IMAGES], profiled
-        memory_format = parse_format(settings.format)
-        form = Form(settings.form or Form.HARD)
-        model = insert(context.model, unpack(profiled, context.two_sided), form).model
-        faulted = [kind for kind in Kind if kind is not Kind.THRESHOLD]
-        space = fault_space(model, memory_format.width).restrict(faulted)
-        self._spaces = layer_spaces(context.model, context.activations, space)
-        self._encoded = encode_model(model, space, memory_format)
-        names = [name for tensor in profiled for name in self._names(tensor)]
-        # Thresholds are written too, though no fault hits them.
-        bits = {parameter.name: parameter.size for parameter in space.parameters}
-        bits.update(dict.fromkeys(names, 0))
-        engine = choose_engine(self._encoded.model, list(bits), images, *context.engine).engine
-        per_layer = settings.search_rounds * _PIECES * len(settings.search_ber)
-        trials = per_layer * settings.search_trials * len(profiled)
-        self._stages = PrefixCache(
-            self._encoded.model,
-            engine,
-            images,
-            engine.run(images),
-            Workload(bits, trials, settings.search_images),
-            context.runtime.cache_memory << 20,
-            *context.engine[1:],
-        )
-        self.evaluations = 0
+    Args:
+        context: What the method was given.
+        probe: Measures the model with profiled thresholds.
+        spaces: By activation output, the parameters before it; see `layer_spaces`.
+    """
+
+    def __init__(self, context: FitContext, probe: Probe, spaces: Mapping[str, FaultSpace]) -> None:
+        self._context, self._probe, self._spaces = context, probe, spaces
+
+    @property
+    def evaluations(self) -> int:
+        """Images classified under fault so far."""
+        return self._probe.evaluations
 
     def measure(
         self, activation: Activation, thresholds: Mapping[str, FloatArray]
@@ -180,67 +159,68 @@ class _LayerTrials:
         """Give the area under the curve of accuracy by threshold; None without parameters.
 
         Args:
-            activation: Where the threshold is tried; faults hit the parameters before it.
-            thresholds: Those of the layers behind are used; none before may differ from the
-                profiled one yet.
+            activation: Where thresholds are tried; faults hit the parameters before it.
+            thresholds: Those of this layer, in whose proportions others are tried, and of all
+                behind; none before may differ from the profiled one yet.
         """
-        space = self._spaces.get(activation.tensor)
-        if space is None:
+        tensor, activations = activation.tensor, self._context.activations
+        if tensor not in self._spaces:
             return None
-        for tensor, value in self._profiled.items():
-            self._write(self._stages.whole, tensor, value)
-        stage = self._stages.for_faults([parameter.name for parameter in space.parameters])
-        behind = self._context.activations[self._context.activations.index(activation) + 1 :]
-        for other in behind:
-            self._write(stage, other.tensor, thresholds[other.tensor])
-        settings = self._context.settings
-        rates = sorted(settings.search_ber)
-        drawn = [
-            [
-                self._encoded.inject(FaultModel(Rate(rate)).draw(space, settings.seed, trial))
-                for trial in range(settings.search_trials)
+        behind = activations[activations.index(activation) + 1 :]
+        fixed = {other.tensor: thresholds[other.tensor] for other in behind}
+        scale = np.log10(sorted(self._context.settings.search_ber))
+
+        def areas(tried: Sequence[float]) -> list[float]:
+            limits = [_with_largest(thresholds[tensor], threshold) for threshold in tried]
+            cases = [Case(tensor, self._stored({**fixed, tensor: limit})) for limit in limits]
+            return [
+                float(np.trapezoid(list(found.values()), scale) / (scale[-1] - scale[0]))
+                for found in self._probe.accuracies(cases)
             ]
-            for rate in rates
-        ]
-        scale = np.log10(rates)
 
-        def area(threshold: float) -> float:
-            limits = _with_largest(self._profiled[activation.tensor], threshold)
-            self._write(stage, activation.tensor, limits)
-            accuracies = [
-                np.mean([self._accuracy(stage, faults, n) for n, faults in enumerate(maps)])
-                for maps in drawn
-            ]
-            return float(np.trapezoid(accuracies, scale) / (scale[-1] - scale[0]))
+        return areas
 
-        return area
+    def _stored(self, packed: Mapping[str, FloatArray]) -> Stored:
+        named = _named(unpack(packed, self._context.two_sided))
+        return tuple((name, tuple(values.reshape(-1).tolist())) for name, values in named.items())
 
-    def _accuracy(self, stage: Stage, faults: Injection, trial: int) -> float:
-        settings = self._context.settings
-        total = len(self._labels)
-        chosen = choose_images(total, settings.search_images, settings.seed, trial, self._labels)
-        try:
-            faults.put(stage.engine)
-            scores = stage.run(chosen)
-        except RunError:
-            # The runtime refuses some faulty scales of quantised models: nothing is classified.
-            scores = None
-        finally:
-            faults.undo(stage.engine)
-        self.evaluations += len(chosen)
-        return 0.0 if scores is None else float(top1(scores).correct(self._labels[chosen]).mean())
 
-    def _names(self, tensor: str) -> tuple[str, ...]:
-        """Names of the stored thresholds, the upper one first."""
-        names = (threshold_name(tensor), lower_name(tensor))
-        return names if tensor in self._context.two_sided else names[:1]
+@contextmanager
+def open_trials(context: FitContext, profiled: Mapping[str, FloatArray]) -> Iterator[LayerTrials]:
+    """Get ready to inject faults into a model with profiled thresholds.
 
-    def _write(self, stage: Stage, tensor: str, packed: FloatArray) -> None:
-        names = self._names(tensor)
-        # The lower magnitude comes first.
-        magnitudes = packed.reshape(-1)[::-1]
-        for name, value, sign in zip(names, magnitudes, (1, -1), strict=False):
-            stage.engine.write(name, np.array([0]), np.array([sign * value], np.float32))
+    Args:
+        context: What the method was given.
+        profiled: The thresholds, packed.
+
+    Raises:
+        ModelError: If the model is no classifier, or cannot be run.
+    """
+    settings, labels = context.settings, context.calibration.labels
+    if labels is None:
+        raise ModelError(
+            "method ftclipact measures accuracy, and the model's first output is not a vector "
+            "of class scores: use --method ranger"
+        )
+    thresholds = unpack(profiled, context.two_sided)
+    model = insert(context.model, thresholds, Form(settings.form or Form.HARD)).model
+    faulted = [kind for kind in Kind if kind is not Kind.THRESHOLD]
+    images = context.calibration.images[:_MOST_IMAGES]
+    subject = unsaved(
+        model, images, labels[:_MOST_IMAGES], settings.search(faulted), context.runtime
+    )
+    spaces = layer_spaces(context.model, context.activations, subject.space)
+    cases = settings.search_rounds * _PIECES * len(profiled)
+    with open_probe(
+        subject, context.executor, context.reporter, spaces, _named(thresholds), cases
+    ) as probe:
+        yield LayerTrials(context, probe, spaces)
+
+
+def _named(thresholds: Thresholds) -> dict[str, FloatArray]:
+    """Thresholds by the names under which a model stores them."""
+    upper = {threshold_name(tensor): values for tensor, values in thresholds.values.items()}
+    return upper | {lower_name(tensor): values for tensor, values in thresholds.lower.items()}
 
 
 def _with_largest(packed: FloatArray, largest: float) -> FloatArray:
