@@ -11,29 +11,38 @@ from proact_onnx.cli.options import (
     FILES,
     BatchSize,
     Config,
+    GpusPerWorker,
     LayoutOption,
     LearningData,
     LearningLabels,
     LearningPart,
     Mean,
     ProviderOption,
+    RayAddress,
     Resize,
     Scale,
     Std,
     TestLabels,
     TestPart,
     Threads,
+    Workers,
     setting,
 )
 from proact_onnx.cli.terminal import err, interrupted, say, show, spell
 from proact_onnx.console import BarReporter
-from proact_onnx.settings import PROTECTIONS, TARGETS, OutOfRange, ThresholdScale
+from proact_onnx.settings import (
+    PROTECTIONS,
+    TARGETS,
+    ClusterSettings,
+    OutOfRange,
+    ThresholdScale,
+)
 
 _BOUNDS = "Bounds"
 _WEIGHTS = "Weights"
 _LIMITS = "Limits"
 _TRAINING = "Training (methods proact, fitact, brelu)"
-_SEARCH = "Search (method ftclipact)"
+_SEARCH = "Search (methods ftclipact, auto)"
 
 
 def harden(
@@ -244,7 +253,7 @@ def harden(
         str | None,
         setting(
             "harden.search_ber",
-            "Bit error rates, two at least, under which thresholds are tried.",
+            "Bit error rates, two at least, under which thresholds, or candidates, are tried.",
             _SEARCH,
             "RATE,...",
         ),
@@ -257,7 +266,7 @@ def harden(
     ] = None,
     search_rounds: Annotated[
         int | None,
-        setting("harden.search_rounds", "Times an interval is narrowed, at most.", _SEARCH),
+        setting("harden.search_rounds", "Times ftclipact narrows an interval, at most.", _SEARCH),
     ] = None,
     seed: Annotated[
         int | None,
@@ -273,6 +282,9 @@ def harden(
     provider: ProviderOption = None,
     threads: Threads = None,
     batch_size: BatchSize = None,
+    workers: Workers = None,
+    ray: RayAddress = None,
+    gpus_per_worker: GpusPerWorker = None,
     output: Annotated[
         Path | None,
         setting(
@@ -293,7 +305,8 @@ def harden(
     ] = False,
 ) -> None:
     """Write a hardened copy of a model, and compare clean accuracy before and after."""
-    from proact_onnx.harden import checkpoint_path, hardened_path
+    from proact_onnx.distribute import open_cluster
+    from proact_onnx.harden import checkpoint_path, hardened_path, runs_trials
     from proact_onnx.harden import harden as run
     from proact_onnx.report import (
         choice_table,
@@ -304,14 +317,23 @@ def harden(
         unprotected_lines,
     )
 
-    settings = gather(locals(), "harden", "preprocessing", "runtime")
+    settings = gather(locals(), "harden", "preprocessing", "runtime", "cluster")
     settings = with_source(settings, "calibration", data, labels, part)
     settings = with_source(settings, "test", test_data, test_labels, test_part)
     settings = settings.override("output", {"hardened": output})
     path = need_model(model, settings)
     written = settings.output.hardened or hardened_path(path)
+    cluster, method = settings.cluster, settings.harden.method
+    idle = not runs_trials(method)
     try:
-        with BarReporter(err) as reporter:
+        with (
+            open_cluster(ClusterSettings() if idle else cluster) as executor,
+            BarReporter(err) as reporter,
+        ):
+            if idle and (workers or ray or gpus_per_worker):
+                reporter.notice(
+                    f"method {method} runs no trials under fault, so workers have nothing to do"
+                )
             report = run(
                 path,
                 need_source(settings, "calibration"),
@@ -321,6 +343,7 @@ def harden(
                 preprocessing=settings.preprocessing,
                 runtime=settings.runtime,
                 reporter=reporter,
+                executor=executor,
                 force=force,
                 resume=resume,
             )

@@ -76,6 +76,7 @@ class RayExecutor:
         self._workers, self._address, self._gpus = workers, address, gpus_per_worker
         self._worker = worker
         self._connected_here = False
+        self._room_told: int | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -105,7 +106,9 @@ class RayExecutor:
         self._connect(threads)
         room = self._room(threads)
         workers = self._workers or room
-        if workers > room:
+        # Once for all jobs of a command.
+        if workers > room and room != self._room_told:
+            self._room_told = room
             reporter.notice(
                 f"the cluster has room for {room} of {workers} workers; the others begin when "
                 "there is more"
