@@ -1,6 +1,6 @@
 """The search of FT-ClipAct, and what it measures, against sessions of the faulty model."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -9,15 +9,18 @@ import pytest
 from onnx import numpy_helper
 
 from proact_onnx.activations import find_activations
+from proact_onnx.campaign.images import choose_images
+from proact_onnx.engine import ActivationProfile
 from proact_onnx.errors import ModelError
 from proact_onnx.faults import FaultModel, Rate, fault_space, parse_format
 from proact_onnx.methods import METHODS, FitContext, LabelledBatch, ftclipact
 from proact_onnx.methods.ftclipact import layer_spaces, search
-from proact_onnx.rewrite import insert
+from proact_onnx.rewrite import expose, insert
 from proact_onnx.settings import HardenSettings
 from proact_onnx.thresholds import Thresholds, pack
 from tests.numerics import parse, run
 from tests.test_methods import Memory, Record, context
+from tests.test_series import Shuffling
 
 __all__ = ["context"]
 QUICK = HardenSettings(
@@ -44,9 +47,9 @@ def quick(context: FitContext) -> FitContext:
 def test_search(measure: Callable[[float], float], best: float) -> None:
     tried: list[float] = []
 
-    def watched(threshold: float) -> float:
-        tried.append(threshold)
-        return measure(threshold)
+    def watched(thresholds: Sequence[float]) -> list[float]:
+        tried.extend(thresholds)
+        return [measure(threshold) for threshold in thresholds]
 
     assert search(watched, 8.0, 6) == pytest.approx(best)
     assert len(tried) == len(set(tried)), "no threshold is measured twice"
@@ -72,15 +75,17 @@ def test_parameters_belong_to_the_first_activation_they_reach() -> None:
 
 
 def test_the_area_is_that_of_faulty_models(quick: FitContext) -> None:
-    """One threshold of the last layer, measured with a session for every fault map."""
+    """A threshold before another that was found, measured with a session for every fault map."""
     profiled = pack(ftclipact.profiled_thresholds(quick))
-    trials = ftclipact._LayerTrials(quick, profiled)
-    activation = quick.activations[-1]
-    thresholds = dict(profiled)
-    measure = trials.measure(activation, thresholds)
-    assert measure is not None
+    *_, activation, last = quick.activations
+    thresholds = {**profiled, last.tensor: (profiled[last.tensor] * 0.5).astype(np.float32)}
     tried = np.float32(profiled[activation.tensor] * 0.6)
-    found = measure(float(tried))
+    with ftclipact.open_trials(quick, profiled) as trials:
+        measure = trials.measure(activation, thresholds)
+        assert measure is not None
+        highest, found, again = measure([float(profiled[activation.tensor]), *[float(tried)] * 2])
+        assert trials.evaluations == 2 * 2 * 2 * 16, "no case is measured twice"
+    assert found == again != highest
 
     thresholds[activation.tensor] = np.array(tried)
     model = insert(quick.model, Thresholds(thresholds)).model
@@ -93,12 +98,11 @@ def test_the_area_is_that_of_faulty_models(quick: FitContext) -> None:
         shares = []
         for trial in range(2):
             faults = FaultModel(Rate(rate)).draw(layer, 0, trial)
-            chosen = ftclipact.choose_images(len(labels), 16, 0, trial, labels)
+            chosen = choose_images(len(labels), 16, 0, trial, labels)
             [scores] = run(stored(model, number_format, faults), {"input": images[chosen]})
             shares.append(np.mean(scores.argmax(axis=1) == labels[chosen]))
         areas.append(np.mean(shares))
     assert found == pytest.approx(np.mean(areas), abs=1e-12)
-    assert trials.evaluations == 2 * 2 * 16
 
 
 def stored(model: onnx.ModelProto, number_format, faults) -> onnx.ModelProto:
@@ -140,6 +144,70 @@ def test_thresholds_are_found_and_counted(quick: FitContext) -> None:
     assert 0 < resumed.evaluations < fitted.evaluations
     for tensor, value in fitted.thresholds.values.items():
         assert resumed.thresholds.values[tensor] == value
+
+
+@pytest.mark.parametrize(("places", "block_size"), [(3, 1), (7, 5)])
+def test_who_runs_the_trials_changes_nothing(
+    quick: FitContext, places: int, block_size: int
+) -> None:
+    executor = Shuffling(places, block_size)
+    expected, found = (
+        ftclipact.fit(replace(quick, checkpoint=Memory(), **changes))
+        for changes in ({}, {"executor": executor})
+    )
+    assert found == expected
+    run = {
+        (block.fault, block.stored, trial) for block in executor.blocks for trial in block.trials
+    }
+    assert len(run) * 16 == found.evaluations
+    assert max(len(block.trials) for block in executor.blocks) == min(2, block_size)
+
+
+TWO_SIDED = """
+<ir_version: 8, opset_import: ["": 17]>
+net (float[N, 8] x) => (float[N, 4] y) {
+    h = Gemm (x, w1)  a = LeakyRelu <alpha = 0.5> (h)  g = MatMul (a, w2)
+    b = LeakyRelu <alpha = 0.5> (g)  y = MatMul (b, w3)
+}"""
+
+
+def test_two_sided_thresholds_are_tried_together(quick: FitContext) -> None:
+    rng = np.random.default_rng(0)
+    shapes = {"w1": (8, 16), "w2": (16, 16), "w3": (16, 4)}
+    weights = {
+        name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()
+    }
+    model, images = parse(TWO_SIDED, **weights), rng.standard_normal((64, 8)).astype(np.float32)
+    values = dict(zip(("y", "a", "b"), run(expose(model, ["a", "b"]), {"x": images}), strict=True))
+    labels = values["y"].argmax(axis=1)
+    given = replace(
+        quick,
+        model=model,
+        activations=find_activations(model),
+        profile=ActivationProfile(
+            {name: values[name].max(axis=0) for name in "ab"},
+            64,
+            {name: values[name].min(axis=0) for name in "ab"},
+        ),
+        calibration=LabelledBatch(images, labels),
+        settings=replace(quick.settings, format="float32", search_ber=(1e-12, 2e-12)),
+    )
+    profiled = pack(ftclipact.profiled_thresholds(given))
+    with ftclipact.open_trials(given, profiled) as trials:
+        measure = trials.measure(given.activations[0], profiled)
+        assert measure is not None
+        # Faults are so rare that none is drawn: what is left is what the thresholds cost.
+        [found] = measure([float(0.3 * profiled["a"].max())])
+
+    tried = 0.3 * profiled["a"]
+    within = (values["a"] >= -tried[0]) & (values["a"] <= tried[1])
+    b = np.where(within, values["a"], 0) @ weights["w2"]
+    b = np.where(b < 0, b / 2, b)
+    b = np.where((b >= -profiled["b"][0]) & (b <= profiled["b"][1]), b, 0)
+    right = (b @ weights["w3"]).argmax(axis=1) == labels
+    chosen = [choose_images(64, 16, 0, trial, labels) for trial in range(2)]
+    assert 0.3 < right.mean() < 0.9
+    assert found == np.mean([right[some].mean() for some in chosen])
 
 
 def test_only_layer_wise(quick: FitContext) -> None:
