@@ -7,14 +7,16 @@ import numpy as np
 import onnx
 import pytest
 
+from proact_onnx.campaign import Campaign, Executor, read_campaign
 from proact_onnx.choose import AUTOMATIC, CANDIDATES
 from proact_onnx.data import Dataset, Preprocessing, load_dataset
 from proact_onnx.errors import ModelError, SettingsError
-from proact_onnx.harden import HardenReport, harden
+from proact_onnx.harden import HardenReport, harden, split_roles
 from proact_onnx.model import load_model, provenance
-from proact_onnx.settings import HardenSettings
+from proact_onnx.settings import HardenSettings, InjectSettings
 from tests.command_line import Command
 from tests.numerics import parse
+from tests.test_series import Shuffling
 
 QUICK = {
     "method": AUTOMATIC,
@@ -26,13 +28,16 @@ QUICK = {
 }
 
 
-def automatic(digits_dir: Path, folder: Path, **options: object) -> HardenReport:
+def automatic(
+    digits_dir: Path, folder: Path, executor: Executor | None = None, **options: object
+) -> HardenReport:
     return harden(
         digits_dir / "digits.onnx",
         load_dataset(digits_dir / "calibration.npz"),
         folder / "hardened.onnx",
         settings=HardenSettings(**(QUICK | options)),
         preprocessing=Preprocessing(scale=1 / 16),
+        executor=executor,
     )
 
 
@@ -73,6 +78,32 @@ def test_the_same_seed_gives_the_same_file(
     again = automatic(digits_dir, tmp_path)
     assert again.choice == report.choice
     assert again.output.read_bytes() == report.output.read_bytes()
+
+
+def test_candidates_are_measured_as_campaigns_measure_the_file(
+    report: HardenReport, digits_dir: Path, tmp_path: Path
+) -> None:
+    assert report.choice is not None
+    [chosen] = [c for c in report.choice.candidates if c.chosen]
+    settings = HardenSettings(**QUICK)  # type: ignore[arg-type]
+    _, accept, _ = split_roles(load_dataset(digits_dir / "calibration.npz"), None, settings)
+    inject = InjectSettings(ber=settings.search_ber, trials=6, images=50)
+    Campaign(report.output, accept, inject, Preprocessing(scale=1 / 16)).run(tmp_path / "run")
+    trials = read_campaign(tmp_path / "run")[1]
+    for rate, accuracy in chosen.accuracies.items():
+        verdicts = [t.verdict for t in trials if t.fault == f"ber={rate:g}"]
+        assert len(verdicts) == 6
+        assert accuracy == np.mean([verdict.correct / verdict.images for verdict in verdicts])
+
+
+def test_who_runs_the_trials_changes_nothing(
+    report: HardenReport, digits_dir: Path, tmp_path: Path
+) -> None:
+    executor = Shuffling(5, 4)
+    again = automatic(digits_dir, tmp_path, executor)
+    assert again.choice == report.choice
+    assert again.output.read_bytes() == report.output.read_bytes()
+    assert sum(len(block.trials) for block in executor.blocks) == len(CANDIDATES) * 2 * 6
 
 
 def test_limits_rule_candidates_out(digits_dir: Path, tmp_path: Path) -> None:

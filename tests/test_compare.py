@@ -21,6 +21,7 @@ from proact_onnx.progress import LogReporter
 from proact_onnx.settings import CompareSettings, HardenSettings, InjectSettings, Settings
 from tests.command_line import Command
 from tests.numerics import run
+from tests.test_series import Shuffling
 
 METHODS = ("none", "ranger-neuron", "proact-together")
 SETTINGS = Settings(
@@ -130,6 +131,24 @@ def test_nothing_is_done_twice(make: Make, finished: Path, tmp_path: Path) -> No
     make(folder).run(LogReporter())
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == kept
     assert {path: path.stat().st_mtime_ns for path in folder.glob("*.onnx")} == models
+
+
+def test_methods_that_search_run_their_trials_where_campaigns_do(
+    make: Make, tmp_path: Path
+) -> None:
+    quick = {"search_ber": (1e-5, 1e-3), "search_trials": 2, "search_images": 8, "search_rounds": 1}
+    changes = {
+        "harden": replace(SETTINGS.harden, **quick),
+        "compare": CompareSettings(methods=("ftclipact",), distance_ber=0),
+        "inject": replace(SETTINGS.inject, trials=2),
+    }
+    here, elsewhere, executor = tmp_path / "here", tmp_path / "elsewhere", Shuffling(5, 2)
+    make(here, **changes).run(LogReporter())
+    make(elsewhere, **changes).run(LogReporter(), executor)
+    name = "digits.ftclipact.onnx"
+    assert (here / name).read_bytes() == (elsewhere / name).read_bytes()
+    searched = sum(len(block.trials) for block in executor.blocks if block.stored)
+    assert 8 * searched == content(elsewhere)["entries"][1]["evaluations"] > 0
 
 
 def test_other_settings_harden_anew(make: Make, finished: Path, tmp_path: Path) -> None:

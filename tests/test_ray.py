@@ -12,25 +12,33 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 
+from proact_onnx import choose
 from proact_onnx.campaign import Campaign, Executor, Sensitivity
 from proact_onnx.campaign.subject import Subject
+from proact_onnx.checkpoint import NoCheckpoint
+from proact_onnx.data import Preprocessing, load_dataset
 from proact_onnx.errors import CampaignError, ModelError, SettingsError
+from proact_onnx.harden import harden
+from proact_onnx.methods import METHODS, FitContext, ftclipact
 from proact_onnx.progress import LogReporter
-from proact_onnx.settings import InjectSettings, SensitivitySettings
+from proact_onnx.settings import HardenSettings, InjectSettings, SensitivitySettings
 from tests.command_line import Command
 from tests.test_campaign import ROOT, RUNTIME, dataset, images, network
+from tests.test_methods import context
 
 # Ray is an extra.
 ray = pytest.importorskip("ray")
 distribute = pytest.importorskip("proact_onnx.distribute.executor")
 RayExecutor = distribute.RayExecutor
 
+__all__ = ["context"]
 STORE = 100 * 2**20
 SETTINGS: dict[str, object] = {"ber": (1e-4, 1e-3, 1e-2), "half_width": 6.0, "trials": 300}
 
@@ -114,6 +122,61 @@ def test_what_else_trials_record_and_sensitivity(model: Path, tmp_path: Path) ->
         atlas = study.run(tmp_path / name, None, executor)
         assert len(atlas.cells) == 4 * 32
     assert lines(tmp_path / "two") == lines(tmp_path / "one")
+
+
+SEARCH = {
+    "search_ber": (1e-5, 1e-3),
+    "search_trials": 4,
+    "search_images": 16,
+    "search_rounds": 2,
+    "calibration_images": 200,
+    "accept_images": 100,
+}
+
+
+def hardened(digits_dir: Path, output: Path, method: str, executor: Executor | None) -> bytes:
+    """The file that a method which searches makes of the digits network."""
+    harden(
+        digits_dir / "digits.onnx",
+        load_dataset(digits_dir / "calibration.npz"),
+        output,
+        settings=HardenSettings(method=method, **SEARCH),  # type: ignore[arg-type]
+        preprocessing=Preprocessing(scale=1 / 16),
+        executor=executor,
+    )
+    return output.read_bytes()
+
+
+@pytest.mark.parametrize("method", ["ftclipact", "auto"])
+@pytest.mark.usefixtures("cluster")
+def test_any_number_of_workers_finds_the_protection_of_one_process(
+    digits_dir: Path, tmp_path: Path, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = ("tent", "tent, rescaled")
+    monkeypatch.setattr(choose, "CANDIDATES", {name: choose.CANDIDATES[name] for name in few})
+    expected = hardened(digits_dir, tmp_path / "expected.onnx", method, None)
+    for workers in (1, 2):
+        output = tmp_path / f"{workers}.onnx"
+        assert hardened(digits_dir, output, method, RayExecutor(workers)) == expected
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_search_goes_on_when_workers_are_killed(context: FitContext, tmp_path: Path) -> None:
+    class Mortal(distribute.RemoteWorker):  # type: ignore[misc, name-defined]
+        def run(self, block: object) -> object:
+            for number in (1, 2):
+                with contextlib.suppress(FileExistsError):
+                    (tmp_path / str(number)).touch(exist_ok=False)
+                    os.kill(os.getpid(), signal.SIGKILL)
+            return super().run(block)
+
+    settings = METHODS["ftclipact"].resolve(HardenSettings(method="ftclipact", **SEARCH))  # type: ignore[arg-type]
+    given, reporter = replace(context, settings=settings, checkpoint=NoCheckpoint()), Listening()
+    elsewhere = RayExecutor(2, worker=Mortal)
+    found = ftclipact.fit(replace(given, executor=elsewhere, reporter=reporter))
+    assert (tmp_path / "2").exists()
+    assert sum("ended, and another takes its place" in said for said in reporter.said) == 2
+    assert found == ftclipact.fit(given)
 
 
 def children(process: int) -> list[int]:
@@ -395,7 +458,23 @@ def test_without_ray_the_user_learns_what_to_install(
 ) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     monkeypatch.delitem(sys.modules, "proact_onnx.distribute.executor")
-    outcome = command("inject", "digits.onnx", "--workers", "2")
-    assert outcome.code == 1
-    assert "--workers and --ray need Ray, which is not installed: run" in outcome.err
-    assert "pip install 'proact-onnx[distributed]'" in outcome.err
+    for asked in (("inject", "digits.onnx"), ("harden", "--method", "ftclipact")):
+        outcome = command(*asked, "--workers", "2")
+        assert outcome.code == 1
+        assert "--workers and --ray need Ray, which is not installed: run" in outcome.err
+        assert "pip install 'proact-onnx[distributed]'" in outcome.err
+
+
+def test_methods_without_trials_need_no_workers(
+    command: Command, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    monkeypatch.delitem(sys.modules, "proact_onnx.distribute.executor")
+    with (project / "proact.toml").open("a") as file:
+        file.write("\n[cluster]\nworkers = 2\n")
+    sentence = "method ranger runs no trials under fault, so workers have nothing to do"
+    # A table that is there for campaigns is no reason to say anything.
+    for options, said in {(): False, ("--workers", "3"): True, ("--ray", "auto"): True}.items():
+        outcome = command("harden", "--method", "ranger", "--force", *options)
+        assert outcome.code == 0, outcome.err
+        assert (sentence in " ".join(outcome.err.split())) == said
