@@ -159,7 +159,8 @@ class HardenSettings:
         progressive: Whether ``proact`` trains layer by layer, from the last to the first, or all
             layers together.
         epochs_together: Epochs where all layers are trained together.
-        search_ber: Bit error rates under which ``ftclipact`` measures accuracy; two at least.
+        search_ber: Bit error rates under which ``ftclipact`` and ``auto`` measure accuracy; two at
+            least.
         search_trials: Fault maps for each of them.
         search_images: Images for each fault map.
         search_rounds: Times that ``ftclipact`` narrows the interval of a threshold.
