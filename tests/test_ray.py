@@ -6,12 +6,14 @@ One small cluster serves most tests; those that end whole programs start their o
 import contextlib
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,10 +22,12 @@ import pytest
 
 from proact_onnx.campaign import Campaign, Executor, Sensitivity
 from proact_onnx.campaign.subject import Subject
+from proact_onnx.data import Dataset
 from proact_onnx.errors import CampaignError, ModelError, SettingsError
 from proact_onnx.progress import LogReporter
 from proact_onnx.settings import InjectSettings, SensitivitySettings
 from tests.command_line import Command
+from tests.numerics import parse
 from tests.test_campaign import ROOT, RUNTIME, dataset, images, network
 
 # Ray is an extra.
@@ -114,6 +118,36 @@ def test_what_else_trials_record_and_sensitivity(model: Path, tmp_path: Path) ->
         atlas = study.run(tmp_path / name, None, executor)
         assert len(atlas.cells) == 4 * 32
     assert lines(tmp_path / "two") == lines(tmp_path / "one")
+
+
+@pytest.mark.usefixtures("cluster")
+def test_workers_load_libraries_of_operators(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    extensions = pytest.importorskip("onnxruntime_extensions")
+    monkeypatch.setattr("proact_onnx.engine.operators._loaded", [])
+    weights = np.random.default_rng(0).standard_normal((4, 4)).astype(np.float32)
+    text = """<ir_version: 8, opset_import: ["": 17, "ai.onnx.contrib": 1]>
+    net (float[N, 4] x) => (float[N, 4] y) {
+        h = MatMul (x, w)
+        low, high = ai.onnx.contrib.NegPos (h)
+        y = MatMul (high, w)
+    }"""
+    onnx.save_model(parse(text, w=weights), tmp_path / "model.onnx")
+    some = np.random.default_rng(1).standard_normal((20, 4)).astype(np.float32)
+    # A relative path, and workers start in another folder.
+    shutil.copy(extensions.get_library_path(), tmp_path / "own.so")
+    monkeypatch.chdir(tmp_path)
+    runtime = replace(RUNTIME, operators=(Path("own.so"),))
+    run = Campaign(
+        tmp_path / "model.onnx",
+        Dataset(some, None, "noise"),
+        InjectSettings(ber=(1e-3,), trials=20),
+        runtime=runtime,
+    )
+    run.run(tmp_path / "one.jsonl")
+    run.run(tmp_path / "two.jsonl", None, RayExecutor(1))
+    assert lines(tmp_path / "two.jsonl") == lines(tmp_path / "one.jsonl")
 
 
 def children(process: int) -> list[int]:

@@ -16,6 +16,7 @@ from proact_onnx.cli.options import (
     LearningLabels,
     LearningPart,
     Mean,
+    Operators,
     ProviderOption,
     Resize,
     Scale,
@@ -273,6 +274,7 @@ def harden(
     provider: ProviderOption = None,
     threads: Threads = None,
     batch_size: BatchSize = None,
+    operators: Operators = None,
     output: Annotated[
         Path | None,
         setting(
