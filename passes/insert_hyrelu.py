@@ -59,11 +59,12 @@ class InsertHyReLU(Pass):
     3. saturate, ``min(r, lambda)``: ``Clip`` for a single threshold from opset 11 on, because
        runtimes merge it into the convolution, ``Min`` otherwise. A NaN passes on some runtimes,
        and so does a threshold that a fault made negative.
-    4. ramp, ``m = min(r, 2 lambda - r)`` where ``m > 0``, else 0: the identity up to lambda, and
-       falling from there to 0 at 2 lambda. ``ThresholdedRelu(m)`` with alpha 0, or, for float64,
-       which ONNX Runtime has no ThresholdedRelu for, ``Where(Less(0, m), m, 0)``. Rounding is
-       monotone, so ``2 lambda - r`` is never below lambda where r is not above it, and such
-       values pass unchanged to the last bit.
+    4. ramp, ``m = min(r, max(2 lambda - r, 0))`` where ``m > 0``, else 0: the identity up to
+       lambda, and falling from there to 0 at 2 lambda. ``ThresholdedRelu(m)`` with alpha 0, for it
+       alone turns NaN into 0; or, for float64, which ONNX Runtime has no ThresholdedRelu for,
+       ``Where(Less(0, m), m, 0)`` with ``m = min(r, 2 lambda - r)``. Rounding is monotone, so
+       ``2 lambda - r`` is never below lambda where r is not above it, and such values pass
+       unchanged to the last bit.
     5. tent, the same function, as ``max(0, lambda - |x - lambda|)`` in convolutions, see
        `passes.tent`: where x has channels that share a threshold. Elsewhere, and in float64, the
        ramp stands. It passes values up to rounding in units of lambda, and a NaN passes.
@@ -222,10 +223,13 @@ def _ramp(
     # Runtimes compute the sum of the two constants once, when they load the model.
     end = steps.add("Add", [threshold, threshold], "end")
     falling = steps.add("Sub", [end, rectified], "falling")
-    lower = steps.add("Min", [rectified, falling], "lower")
+    zero = steps.constant("zero", 0.0)
     if steps.dtype == np.float64:
-        zero = steps.constant("zero", 0.0)
+        lower = steps.add("Min", [rectified, falling], "lower")
         positive = steps.add("Less", [zero, lower], "positive")
         steps.finish("Where", [positive, lower, zero], bounded)
     else:
+        # Of minus infinity OpenVINO and TVM make NaN.
+        limited = steps.add("Max", [falling, zero], "limited")
+        lower = steps.add("Min", [rectified, limited], "lower")
         steps.finish("ThresholdedRelu", [lower], bounded, alpha=0.0)

@@ -19,7 +19,14 @@ from proact_onnx.campaign import Campaign, CampaignResult, Estimate, Executor, m
 from proact_onnx.campaign.layerwise import layerwise_distances
 from proact_onnx.campaign.subject import Subject, versions
 from proact_onnx.data import Dataset
-from proact_onnx.engine import Provider, Session, profile_activations, top1
+from proact_onnx.engine import (
+    Provider,
+    Session,
+    load_operators,
+    profile_activations,
+    top1,
+    with_output_types,
+)
 from proact_onnx.errors import ModelError, SettingsError
 from proact_onnx.faults import added_count, parameter_count
 from proact_onnx.fidelity import label_batch
@@ -145,6 +152,7 @@ class MethodComparison:
         Raises:
             ProactError: Whatever hardening and campaigns raise.
         """
+        load_operators(self._settings.runtime.operators, load_model(self._model))
         self._folder.mkdir(parents=True, exist_ok=True)
         hardened = {c.name: self._harden(c, reporter, executor) for c in self.contenders}
         results = []
@@ -243,7 +251,7 @@ class MethodComparison:
         entries = []
         stored = {}
         unprotected = load_model(self._model)
-        prepared = prepare(unprotected, restore_rectifiers=True).model
+        prepared = prepare(with_output_types(unprotected), restore_rectifiers=True).model
         parameters = parameter_count(prepared)
         before = Session(unprotected, *self._arguments)
         batch = label_batch(self._test, before, settings.preprocessing)

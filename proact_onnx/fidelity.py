@@ -1,8 +1,10 @@
 """What hardening changes where there are no faults: accuracy, and the outputs themselves."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from proact_onnx.data import Dataset, Preprocessing, check_labels, prepare_inputs
 from proact_onnx.engine import Session, chance_warning, is_classifier, top1
@@ -17,7 +19,7 @@ class Fidelity:
         accuracy_before: Accuracy of the original; None where it is no classifier.
         accuracy_after: Accuracy of the hardened model; None likewise.
         output_change: Mean over the images of ``||hardened - original|| / ||original||`` of the
-            first output (Euclidean norms).
+            first output (Euclidean norms); 1 for an image whose output has another shape.
     """
 
     accuracy_before: float | None
@@ -32,12 +34,26 @@ def label_batch(data: Dataset, model: Session, preprocessing: Preprocessing) -> 
         DataError: If images or labels do not fit the model.
     """
     images = prepare_inputs(data.images, preprocessing, model.inputs)
-    scores = model.run(images[:1])
-    if not is_classifier(scores):
+    if not gives_scores(model, images):
         return LabelledBatch(images, None)
-    check_labels(data, int(np.prod(scores.shape[1:])))
+    check_labels(data, model.run(images[:1])[0].size)
     labels = data.labels if data.labels is not None else top1(model.run(images)).classes
     return LabelledBatch(images, labels)
+
+
+def gives_scores(model: Session, images: npt.NDArray[Any]) -> bool:
+    """Tell whether the first output is a vector of class scores for each image.
+
+    What a call gives that is not cut along a batch may be anything, such as the bytes of an encoded
+    image: scores are numbers with a fraction there, and as many for every call.
+    """
+    if not model.takes_calls(images):
+        return is_classifier(model.run(images[:1]))
+    kinds = {
+        (scores.shape, scores.dtype.kind, is_classifier(scores))
+        for [scores] in model.stream(images, model.outputs[:1])
+    }
+    return len(kinds) == 1 and kinds.pop()[1:] == ("f", True)
 
 
 def guessing(model: Session, batch: LabelledBatch) -> str | None:
@@ -58,10 +74,7 @@ def compare(original: Session, hardened: Session, batch: LabelledBatch) -> Fidel
         original.stream(batch.images, original.outputs[:1]),
         strict=True,
     ):
-        wanted = theirs.reshape(len(theirs), -1).astype(np.float64)
-        change = np.linalg.norm(ours.reshape(len(ours), -1) - wanted, axis=1)
-        length = np.linalg.norm(wanted, axis=1)
-        changes.append(np.divide(change, length, out=change.copy(), where=length > 0))
+        changes.append(_changes(ours, theirs))
         if batch.labels is not None:
             labels = batch.labels[start : start + len(ours)]
             before += int(top1(theirs).correct(labels).sum())
@@ -73,3 +86,16 @@ def compare(original: Session, hardened: Session, batch: LabelledBatch) -> Fidel
         accuracy_after=after / start if known else None,
         output_change=float(np.concatenate(changes).mean()),
     )
+
+
+def _changes(ours: npt.NDArray[Any], theirs: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    """By image, how far an output is from another, relative to its length."""
+    if ours.shape != theirs.shape:
+        return np.ones(len(theirs))
+    wanted = theirs.reshape(len(theirs), -1).astype(np.float64)
+    change = np.linalg.norm(ours.reshape(len(ours), -1) - wanted, axis=1)
+    length = np.linalg.norm(wanted, axis=1)
+    relative: npt.NDArray[np.float64] = np.divide(
+        change, length, out=change.copy(), where=length > 0
+    )
+    return relative

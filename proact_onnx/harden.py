@@ -30,8 +30,10 @@ from proact_onnx.data import Dataset, Preprocessing, split_disjoint
 from proact_onnx.engine import (
     Provider,
     Session,
+    load_operators,
     observed_shapes,
     profile_activations,
+    with_output_types,
 )
 from proact_onnx.errors import ModelError, SettingsError
 from proact_onnx.faults import parameter_count, parse_format
@@ -172,7 +174,10 @@ def harden(
     check_writable(output, (model,))
     refuse_overwrite(output, force)
     digest = model_digest(loaded)
-    prepared = prepare_model(loaded, restore_rectifiers=True)
+    notice = load_operators(runtime.operators, loaded)
+    if notice is not None:
+        reporter.notice(notice)
+    prepared = prepare_model(with_output_types(loaded), restore_rectifiers=True)
     if settings.opset is not None:
         # What the converter leaves as constants becomes initializers, too.
         converted = prepare_model(convert_opset(prepared.model, settings.opset))
@@ -210,10 +215,16 @@ def harden(
         label_batch(part, original, preprocessing) for part in (fit_set, accept_set, test_set)
     )
     profiles_only = settings.method in METHODS and METHODS[settings.method].profiles_only
-    if calibrate.images.dtype.names is not None and not profiles_only:
+    bundled = calibrate.images.dtype.names is not None
+    if bundled and not profiles_only:
         raise ModelError(
-            f"method {settings.method} works on models with one input, and {model} has "
-            f"{len(original.inputs)}: use --method ranger or clip-percentile"
+            f"method {settings.method} works on models with one input whose samples form batches, "
+            f"and {model} {_given(original)}: use --method ranger or clip-percentile"
+        )
+    if bundled and settings.monitor:
+        raise ModelError(
+            f"a monitor counts for each image of a batch, and {model} {_given(original)}: leave "
+            "--monitor out"
         )
     warning = guessing(original, report) if test_set.labels is not None else None
     if warning is not None:
@@ -305,6 +316,12 @@ def runs_trials(method: str) -> bool:
     return method == AUTOMATIC or (method in METHODS and METHODS[method].runs_trials)
 
 
+def _given(model: Session) -> str:
+    """Say what tells a model from one that takes batches of images."""
+    count = len(model.inputs)
+    return f"has {count} inputs" if count > 1 else "is given whole calls"
+
+
 def _check_opset(asked: int | None, forms: Sequence[Form]) -> None:
     form = max(forms, key=LOWEST_OPSET.__getitem__)
     newest, lowest = onnx.defs.onnx_opset_version(), LOWEST_OPSET[form]
@@ -325,9 +342,19 @@ def _check_converted(
 ) -> None:
     """Compare the outputs of a model before and after its operator set was converted."""
     some = images[:_CONVERTED_IMAGES]
-    expected = original.run(some)
-    difference = float(np.abs(converted.run(some) - expected).max())
-    if not difference <= _CONVERTED_TOLERANCE * float(np.abs(expected).max()):
+    difference = largest = 0.0
+    for [ours], [theirs] in zip(
+        converted.stream(some, converted.outputs[:1]),
+        original.stream(some, original.outputs[:1]),
+        strict=True,
+    ):
+        expected = theirs.astype(np.float64)
+        same_shape = ours.shape == expected.shape
+        error = float(np.abs(ours - expected).max()) if same_shape else np.inf
+        # The largest of a number and NaN depends on their order.
+        difference = error if np.isnan(error) else max(difference, error)
+        largest = max(largest, float(np.abs(expected).max()))
+    if not difference <= _CONVERTED_TOLERANCE * largest:
         raise ModelError(
             f"the model computes something else when it is converted to opset {settings.opset}: "
             f"export it again at opset {settings.opset}"

@@ -80,12 +80,14 @@ class RuntimeSettings:
         batch_size: Images per run, for models whose batch axis is free.
         cache_memory: MiB of memory for intermediate values of the golden run, which spare
             campaigns the computation before the first fault; 0 computes everything anew.
+        operators: Shared libraries with operators that ONNX Runtime does not have itself.
     """
 
     provider: str = "auto"
     threads: int = 0
     batch_size: int = 128
     cache_memory: int = 512
+    operators: tuple[Path, ...] = ()
 
     def __post_init__(self) -> None:
         _check_choice(self.provider, "provider", PROVIDERS)

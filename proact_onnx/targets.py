@@ -16,7 +16,6 @@ LOSSES: dict[tuple[str, Form], str] = {
     ("opencv", Form.SATURATE): _NAN,
     ("tract", Form.SATURATE): _NAN,
     ("onnxruntime", Form.TENT): _NAN,
-    ("openvino", Form.RAMP): "infinity becomes NaN, which comes through",
 }
 
 

@@ -1,6 +1,6 @@
 """Versions that a model states: its operator set, and the format of its file."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 import onnx
@@ -8,7 +8,7 @@ import onnx.version_converter
 from onnx import numpy_helper
 
 from proact_onnx.errors import ModelError
-from proact_onnx.messages import subgraphs, without_weights
+from proact_onnx.messages import all_nodes, without_weights
 from proact_onnx.model import check_model, opset
 
 # From this IR version on, an initializer that is also a graph input is a default value that a
@@ -95,7 +95,7 @@ def _lower(model: onnx.ModelProto, version: int) -> onnx.ModelProto:
     result.CopyFrom(model)
     newer = opset(model)
     stored = {tensor.name: tensor for tensor in result.graph.initializer}
-    for node in _nodes(result.graph):
+    for node in all_nodes(result.graph.node):
         if node.domain not in ("", "ai.onnx"):
             continue
         reason = _fit(node, newer, version, stored)
@@ -141,13 +141,6 @@ def _is_idle(node: onnx.NodeProto, attribute: str, stored: Mapping[str, onnx.Ten
     if (node.op_type, attribute) != ("Reshape", "allowzero") or node.input[1] not in stored:
         return False
     return bool(np.all(numpy_helper.to_array(stored[node.input[1]])))
-
-
-def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
-    for node in graph.node:
-        yield node
-        for inner in subgraphs(node):
-            yield from _nodes(inner)
 
 
 def _impossible(model: onnx.ModelProto, version: int, reason: str) -> ModelError:

@@ -148,7 +148,7 @@ def test_saturate(compute: object, threshold: object, opset: int) -> None:
 @pytest.mark.parametrize("opset", [10, 13, 22])
 def test_ramp(compute: object, threshold: object, opset: int) -> None:
     model = bounded(relu_net(opset), threshold, Form.RAMP)
-    assert operators(model) == ["Relu", "Add", "Sub", "Min", "ThresholdedRelu"]
+    assert operators(model) == ["Relu", "Add", "Sub", "Max", "Min", "ThresholdedRelu"]
     [y] = compute(model, {"x": BITE})
     np.testing.assert_array_equal(y, ramp(BITE, np.float32(threshold)))
 

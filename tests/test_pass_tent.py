@@ -148,7 +148,7 @@ def test_where_no_channels_share_a_threshold_the_ramp_stands(
 ) -> None:
     model = parse(f"{HEAD} net (float[N, a, b, c] x) => (float[N, a, b, c] y) {{ y = Relu(x) }}")
     bounded = tent(model, np.asarray(threshold), extents=extents)
-    assert operators(bounded) == ["Relu", "Add", "Sub", "Min", "ThresholdedRelu"]
+    assert operators(bounded) == ["Relu", "Add", "Sub", "Max", "Min", "ThresholdedRelu"]
 
 
 def test_onnx_runtime_keeps_it_in_its_blocked_layout(tmp_path) -> None:

@@ -6,6 +6,7 @@ One small cluster serves most tests; those that end whole programs start their o
 import contextlib
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -23,13 +24,14 @@ from proact_onnx import choose
 from proact_onnx.campaign import Campaign, Executor, Sensitivity
 from proact_onnx.campaign.subject import Subject
 from proact_onnx.checkpoint import NoCheckpoint
-from proact_onnx.data import Preprocessing, load_dataset
+from proact_onnx.data import Dataset, Preprocessing, load_dataset
 from proact_onnx.errors import CampaignError, ModelError, SettingsError
 from proact_onnx.harden import harden
 from proact_onnx.methods import METHODS, FitContext, ftclipact
 from proact_onnx.progress import LogReporter
 from proact_onnx.settings import HardenSettings, InjectSettings, SensitivitySettings
 from tests.command_line import Command
+from tests.numerics import parse
 from tests.test_campaign import ROOT, RUNTIME, dataset, images, network
 from tests.test_methods import context
 
@@ -177,6 +179,36 @@ def test_a_search_goes_on_when_workers_are_killed(context: FitContext, tmp_path:
     assert (tmp_path / "2").exists()
     assert sum("ended, and another takes its place" in said for said in reporter.said) == 2
     assert found == ftclipact.fit(given)
+
+
+@pytest.mark.usefixtures("cluster")
+def test_workers_load_libraries_of_operators(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    extensions = pytest.importorskip("onnxruntime_extensions")
+    monkeypatch.setattr("proact_onnx.engine.operators._loaded", [])
+    weights = np.random.default_rng(0).standard_normal((4, 4)).astype(np.float32)
+    text = """<ir_version: 8, opset_import: ["": 17, "ai.onnx.contrib": 1]>
+    net (float[N, 4] x) => (float[N, 4] y) {
+        h = MatMul (x, w)
+        low, high = ai.onnx.contrib.NegPos (h)
+        y = MatMul (high, w)
+    }"""
+    onnx.save_model(parse(text, w=weights), tmp_path / "model.onnx")
+    some = np.random.default_rng(1).standard_normal((20, 4)).astype(np.float32)
+    # A relative path, and workers start in another folder.
+    shutil.copy(extensions.get_library_path(), tmp_path / "own.so")
+    monkeypatch.chdir(tmp_path)
+    runtime = replace(RUNTIME, operators=(Path("own.so"),))
+    run = Campaign(
+        tmp_path / "model.onnx",
+        Dataset(some, None, "noise"),
+        InjectSettings(ber=(1e-3,), trials=20),
+        runtime=runtime,
+    )
+    run.run(tmp_path / "one.jsonl")
+    run.run(tmp_path / "two.jsonl", None, RayExecutor(1))
+    assert lines(tmp_path / "two.jsonl") == lines(tmp_path / "one.jsonl")
 
 
 def children(process: int) -> list[int]:

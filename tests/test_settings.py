@@ -58,6 +58,7 @@ SAMPLES: dict[str, tuple[str, str, Any]] = {
     "runtime.threads": ("3", "2", 2),
     "runtime.batch_size": ("7", "8", 8),
     "runtime.cache_memory": ("7", "0", 0),
+    "runtime.operators": ("'a.so'", "b.so, c.so", (Path("b.so"), Path("c.so"))),
     "harden.method": ("'a'", "ranger", "ranger"),
     "harden.protect": ("'activations'", "linear", "linear"),
     "harden.granularity": ("'a'", "channel", "channel"),
@@ -243,6 +244,7 @@ def test_file_sets_every_key(key: str, tmp_path: Path) -> None:
     expected = {
         "data.calibration": tmp_path / "a.npz",
         "output.folder": tmp_path / "a",
+        "runtime.operators": (tmp_path / "a.so",),
         "preprocessing.mean": (0.1, 0.2),
         "preprocessing.std": (0.5,),
         "preprocessing.resize": (8, 9),

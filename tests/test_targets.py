@@ -71,9 +71,9 @@ def test_what_is_said_about_a_target() -> None:
     assert (
         describe_loss("opencv", Form.HARD) == "target opencv: form hard keeps its protection there"
     )
-    assert describe_loss("openvino", Form.RAMP) == (
-        "target openvino: form ramp loses protection there: infinity becomes NaN, which comes "
-        "through"
+    assert describe_loss("onnxruntime", Form.TENT) == (
+        "target onnxruntime: form tent loses protection there: NaN comes through, and so does an "
+        "infinite weight wherever its input is zero"
     )
     assert "was not tried there" in describe_loss("tensorrt", Form.HARD)
 

@@ -122,6 +122,7 @@ class DistributionStudy:
         fault, seed = FaultModel(Rate(settings.ber)), subject.settings.seed
         chosen = choose_images(len(subject.data), settings.images, seed, 0, subject.data.labels)
         images = subject.prepare(subject.data.images[chosen])
+        subject.load_operators(reporter)
         encoded = encode_model(subject.model, subject.space, subject.format)
         meter = ActivationMeter(encoded, images, subject.arguments, self._tensors)
         reporter.notice(f"{subject.path.name}: {meter.notice}")

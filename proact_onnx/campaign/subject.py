@@ -18,6 +18,7 @@ from proact_onnx.campaign.encoded import EncodedModel, encode_model
 from proact_onnx.campaign.judge import ClassJudge, ElementJudge, PerClass
 from proact_onnx.data import Dataset, Preprocessing, check_labels, prepare_inputs
 from proact_onnx.engine import (
+    EXTENSIONS,
     FaultEngine,
     PrefixCache,
     Provider,
@@ -26,11 +27,14 @@ from proact_onnx.engine import (
     Workload,
     chance_warning,
     choose_engine,
+    extensions_version,
     is_classifier,
     is_large,
+    load_operators,
     run_all,
     runtime_version,
     top1,
+    with_output_types,
 )
 from proact_onnx.errors import CampaignError, ModelError
 from proact_onnx.faults import (
@@ -206,13 +210,18 @@ class Subject:
         self.path = model
         self.data = data
         self.settings = settings = settings or InjectSettings()
-        self.runtime = runtime = runtime or RuntimeSettings()
+        runtime = runtime or RuntimeSettings()
+        # Workers on this machine may have another working folder.
+        operators = tuple(library.absolute() for library in runtime.operators)
+        self.runtime = replace(runtime, operators=operators)
         self.format = parse_format(settings.format)
         self.arguments = (Provider(runtime.provider), runtime.threads, runtime.batch_size)
         self._preprocessing = preprocessing or Preprocessing()
         loaded = load_model(model) if loaded is None else loaded
         self._digest = model_digest(loaded)
-        self.model = prepare_model(loaded, fold_batchnorm=False, expand_pools=True).model
+        load_operators(operators, loaded)
+        typed = with_output_types(loaded)
+        self.model = prepare_model(typed, fold_batchnorm=False, expand_pools=True).model
         self.monitor = read_monitor(self.model)
         # So that parts of the network can be run, and give the counts of their own layers.
         self._counts = separate_counts(self.model, self.monitor) if self.monitor else ()
@@ -224,9 +233,12 @@ class Subject:
         self.memory_overhead = memory_overhead(added, parameters) if parameters else 0.0
         self._input = image_input(self.model)
         self._prepared = prepared
-        if not prepared:
-            # All are prepared for the golden run; the first shows whether they fit.
-            self.prepare(data.images[:1])
+        # All images are prepared for the golden run; the first shows whether they fit.
+        if not prepared and self.prepare(data.images[:1]).dtype.names is not None:
+            raise ModelError(
+                f"campaigns choose images for every batch, and {model.name} is given whole calls: "
+                "give a model whose input is a batch"
+            )
 
     @functools.cached_property
     def identity(self) -> dict[str, Any]:
@@ -287,6 +299,16 @@ class Subject:
         changed.arguments = (provider, threads, batch_size)
         return changed
 
+    def load_operators(self, reporter: Reporter) -> None:
+        """Let this process, which may be a worker's, run operators that ONNX Runtime lacks.
+
+        Raises:
+            SettingsError: If a library is missing here, or has none.
+        """
+        notice = load_operators(self.runtime.operators, self.model)
+        if notice is not None:
+            reporter.notice(f"{self.path.name}: {notice}")
+
     def golden_run(
         self,
         reporter: Reporter,
@@ -314,8 +336,10 @@ class Subject:
         Raises:
             ModelError: If the model cannot be run, or gives no finite output.
             DataError: If the labels do not fit the model.
+            SettingsError: If a library of operators is missing.
             CampaignError: If the scores are not those of the golden run that is known.
         """
+        self.load_operators(reporter)
         images = self.images
         # Only told beside the results, so it need not cost as much as the golden run.
         sample = np.arange(min(len(images), _FLOAT_IMAGES)) * len(images)
@@ -447,8 +471,13 @@ class Subject:
 
     def made_by(self, golden: GoldenFacts) -> dict[str, str]:
         """Versions of everything that takes part, the files, and the time."""
+        libraries = self.runtime.operators
+        operators = {"operators": ",".join(map(str, libraries))} if libraries else {}
+        if extensions := extensions_version(libraries, self.model):
+            operators[EXTENSIONS] = extensions
         return {
             **versions(),
+            **operators,
             "engine": golden.notice,
             "model": str(self.path.resolve()),
             "images": self.data.source,

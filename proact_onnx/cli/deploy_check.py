@@ -11,6 +11,7 @@ from proact_onnx.cli.options import (
     Config,
     LayoutOption,
     Mean,
+    Operators,
     Resize,
     Scale,
     Std,
@@ -67,6 +68,7 @@ def deploy_check(
     mean: Mean = None,
     std: Std = None,
     resize: Resize = None,
+    operators: Operators = None,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -91,7 +93,7 @@ def deploy_check(
         write_deployment,
     )
 
-    settings = gather(locals(), "deploy", "preprocessing")
+    settings = gather(locals(), "deploy", "preprocessing", "runtime")
     settings = with_source(settings, "test", data, None, part)
     file = hardened or settings.output.hardened or hardened_path(need_model(None, settings))
     if hardened is None and original is None:
@@ -108,6 +110,7 @@ def deploy_check(
             settings.deploy,
             settings.preprocessing,
             reporter,
+            settings.runtime.operators,
         )
     show(deployment_table(report))
     for note in deployment_notes(report):

@@ -147,6 +147,10 @@ def _words(name: str, text: str) -> tuple[str, ...]:
     return words
 
 
+def _paths(name: str, text: str) -> tuple[Path, ...]:
+    return tuple(map(Path, _words(name, text)))
+
+
 def _size(name: str, text: str) -> tuple[int, int]:
     try:
         height, width = (int(item) for item in text.lower().split("x"))
@@ -172,6 +176,7 @@ _PARSERS: Mapping[str, Callable[[str, Any], Any]] = {
     "layers": _words,
     "mean": _numbers,
     "methods": _words,
+    "operators": _paths,
     "resize": _size,
     "runtimes": _words,
     "search_ber": _numbers,

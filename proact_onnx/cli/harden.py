@@ -17,6 +17,7 @@ from proact_onnx.cli.options import (
     LearningLabels,
     LearningPart,
     Mean,
+    Operators,
     ProviderOption,
     RayAddress,
     Resize,
@@ -285,6 +286,7 @@ def harden(
     workers: Workers = None,
     ray: RayAddress = None,
     gpus_per_worker: GpusPerWorker = None,
+    operators: Operators = None,
     output: Annotated[
         Path | None,
         setting(

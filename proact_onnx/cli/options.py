@@ -148,6 +148,16 @@ BatchSize = Annotated[
     int | None,
     setting("runtime.batch_size", "Images per run, where the model leaves it open.", RUNTIME),
 ]
+Operators = Annotated[
+    str | None,
+    setting(
+        "runtime.operators",
+        "Shared libraries with operators that ONNX Runtime does not have itself; those of "
+        "onnxruntime-extensions are found where it is installed.",
+        RUNTIME,
+        "LIBRARY,...",
+    ),
+]
 CacheMemory = Annotated[
     int | None,
     setting(

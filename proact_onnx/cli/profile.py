@@ -17,6 +17,7 @@ from proact_onnx.cli.options import (
     LayerPatterns,
     LayoutOption,
     Mean,
+    Operators,
     OutputFolder,
     ProviderOption,
     Resize,
@@ -85,6 +86,7 @@ def profile(
     provider: ProviderOption = None,
     threads: Threads = None,
     batch_size: BatchSize = None,
+    operators: Operators = None,
     output_folder: OutputFolder = None,
     plot: Annotated[
         Path | None,

@@ -10,6 +10,7 @@ from proact_onnx.cli.gather import gather, load_source, with_source
 from proact_onnx.cli.options import (
     BatchSize,
     Config,
+    Operators,
     ProviderOption,
     TestData,
     TestLabels,
@@ -51,6 +52,7 @@ def replay(
     provider: ProviderOption = None,
     threads: Threads = None,
     batch_size: BatchSize = None,
+    operators: Operators = None,
     config: Config = None,
 ) -> None:
     """Repeat one trial of a record: its fault sites, and what they did layer by layer."""

@@ -11,6 +11,7 @@ from proact_onnx.cli.options import (
     Config,
     LayoutOption,
     Mean,
+    Operators,
     ProviderOption,
     Resize,
     Scale,
@@ -49,6 +50,7 @@ def verify(
     provider: ProviderOption = None,
     threads: Threads = None,
     batch_size: BatchSize = None,
+    operators: Operators = None,
     config: Config = None,
 ) -> None:
     """Compare a hardened model with its original where there are no faults."""

@@ -82,7 +82,14 @@ def prepare_inputs(images: Array, preprocessing: Preprocessing, inputs: Sequence
                 f"the model has {len(inputs)} inputs ({names}): give an .npz file with an array of "
                 "samples under the name of each"
             )
-        return prepare(images, preprocessing, inputs[0].shape, inputs[0].dtype)
+        only = inputs[0]
+        if len(only.shape) == 1 and images.ndim > 1:
+            raise DataError(
+                f"the model's input {only.name!r} has no axis but one, so a sample is all that a "
+                f"call is given: store the samples as 'input:{only.name}' in an .npz file, one row "
+                "a call"
+            )
+        return prepare(images, preprocessing, only.shape, only.dtype)
     missing = [each.name for each in inputs if each.name not in images.dtype.names]
     if missing:
         raise DataError(
@@ -92,7 +99,7 @@ def prepare_inputs(images: Array, preprocessing: Preprocessing, inputs: Sequence
     for each in inputs:
         _check(each, images.dtype[each.name])
     if len(inputs) == 1 and len(images.dtype[inputs[0].name].shape) < len(inputs[0].shape):
-        [only] = inputs
+        only = inputs[0]
         return prepare(images[only.name], preprocessing, only.shape, only.dtype)
     whole = {len(images.dtype[each.name].shape) == len(each.shape) for each in inputs}
     if len(whole) > 1:

@@ -1,7 +1,7 @@
 """What becomes of a hardened file in the runtimes that are installed here."""
 
 import multiprocessing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from proact_onnx.deploy.onnx_runtime import OnnxRuntime
 from proact_onnx.deploy.plant import find_bounds
 from proact_onnx.deploy.runtimes import choose
 from proact_onnx.deploy.silence import silence
-from proact_onnx.engine import Provider, optimised_graph
+from proact_onnx.engine import Provider, load_operators, optimised_graph
 from proact_onnx.errors import ModelError
 from proact_onnx.faults import Kind
 from proact_onnx.model import image_input, load_model, model_digest, provenance
@@ -89,6 +89,7 @@ def check_deployment(
     settings: DeploySettings | None = None,
     preprocessing: Preprocessing | None = None,
     reporter: Reporter | None = None,
+    operators: Sequence[Path] = (),
 ) -> DeployReport:
     """Run a hardened file in every runtime that is installed.
 
@@ -103,11 +104,12 @@ def check_deployment(
         settings: Which runtimes, and how much.
         preprocessing: How images become the model's input.
         reporter: Receives progress.
+        operators: Shared libraries with operators that ONNX Runtime lacks.
 
     Raises:
         ModelError: If a file cannot be read, is not hardened, or not made from the original.
         DataError: If images do not fit the model.
-        SettingsError: If a runtime is unknown.
+        SettingsError: If a runtime is unknown, or a library of operators is missing.
     """
     settings = settings or DeploySettings()
     reporter = reporter or LogReporter()
@@ -116,6 +118,9 @@ def check_deployment(
     bounds = find_bounds(model)
     if not bounds.thresholds:
         raise ModelError(f"{hardened} is not hardened: it stores no thresholds")
+    notice = load_operators(operators, model)
+    if notice is not None:
+        reporter.notice(notice)
     before = _original(original, hardened, model)
     plain = OnnxRuntime("ONNX Runtime, not optimised", Provider.CPU, 0.0, optimise=False)
     images = draw_images(
@@ -131,6 +136,7 @@ def check_deployment(
         expected=expected.outputs,
         expected_original=expect(before, images, batch, plain).outputs if before else (),
         rounds=settings.rounds,
+        operators=tuple(operators),
     )
     present = [one for one in chosen if one.available()]
     reporter.begin("runtimes", len(present))

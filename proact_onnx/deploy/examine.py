@@ -6,6 +6,7 @@ This runs in a process of its own, see `check.py`.
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -13,6 +14,7 @@ import onnx
 from proact_onnx.deploy.base import Array, Candidate, Program, tolerance_for
 from proact_onnx.deploy.kept import kept_parameters
 from proact_onnx.deploy.plant import PLANTED, Bounds, find_bounds, first_leak, plant
+from proact_onnx.engine import load_operators
 from proact_onnx.model import output_names
 from proact_onnx.rewrite import expose
 
@@ -34,6 +36,7 @@ class Job:
         expected: Outputs of the hardened model for the images, by the reference.
         expected_original: Likewise of the original; empty without one.
         rounds: Turns of each model for its latency.
+        operators: Libraries with operators that ONNX Runtime lacks.
     """
 
     hardened: onnx.ModelProto
@@ -43,6 +46,7 @@ class Job:
     expected: tuple[Array, ...]
     expected_original: tuple[Array, ...]
     rounds: int
+    operators: tuple[Path, ...] = ()
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -142,6 +146,7 @@ def examine(candidate: Candidate, job: Job) -> Finding:
         candidate: The runtime, with the optimiser in front of it.
         job: Models and images.
     """
+    load_operators(job.operators, job.hardened)
     runtime = candidate.runtime
     outcome, program = _try(candidate, job.hardened, job, job.expected)
     original, before = None, None
@@ -167,6 +172,7 @@ def try_original(candidate: Candidate, job: Job) -> Outcome | None:
     """Find out what a runtime does with the original alone; None where there is none."""
     if job.original is None:
         return None
+    load_operators(job.operators, job.original)
     return _try(candidate, job.original, job, job.expected_original)[0]
 
 

@@ -64,6 +64,11 @@ def draw_images(
         DataError: If the images do not fit.
     """
     wanted = image_input(model)
+    if len(wanted.shape) < 2:
+        raise ModelError(
+            f"input {wanted.name!r} has no axis for the images of a batch: runtimes are tried with "
+            "models whose input is a batch"
+        )
     batch = wanted.shape[0] or 1
     count = -(-count // batch) * batch
     generator = np.random.default_rng(_SEED)

@@ -3,7 +3,9 @@
 from proact_onnx.engine.cuts import Workload
 from proact_onnx.engine.latency import latency_ratios
 from proact_onnx.engine.metrics import Predictions, chance_warning, is_classifier, top1
+from proact_onnx.engine.operators import EXTENSIONS, extensions_version, load_operators
 from proact_onnx.engine.optimised import optimised_graph
+from proact_onnx.engine.output_types import with_output_types
 from proact_onnx.engine.percentiles import profile_percentiles
 from proact_onnx.engine.prefix import PrefixCache, Stage, run_all
 from proact_onnx.engine.profile import ActivationProfile, observed_shapes, profile_activations
@@ -19,6 +21,7 @@ from proact_onnx.engine.session import (
 )
 
 __all__ = [
+    "EXTENSIONS",
     "ActivationProfile",
     "BatchRunner",
     "ChosenEngine",
@@ -32,9 +35,11 @@ __all__ = [
     "chance_warning",
     "choose_engine",
     "create_session",
+    "extensions_version",
     "is_classifier",
     "is_large",
     "latency_ratios",
+    "load_operators",
     "observed_shapes",
     "optimised_graph",
     "profile_activations",
@@ -44,4 +49,5 @@ __all__ = [
     "runtime_version",
     "session_options",
     "top1",
+    "with_output_types",
 ]

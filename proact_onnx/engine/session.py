@@ -15,6 +15,7 @@ import numpy.typing as npt
 import onnx
 import onnxruntime as ort
 
+from proact_onnx.engine.operators import describe_unknown, register_operators
 from proact_onnx.errors import ModelError, RunError, SettingsError
 from proact_onnx.external_data import write_with_external_data
 from proact_onnx.messages import weight_bytes
@@ -67,7 +68,7 @@ _UNUSABLE = {
 
 
 def session_options(threads: int = 0, *, optimise: bool = True) -> ort.SessionOptions:
-    """Return options for a quiet session.
+    """Return options for a quiet session, which knows the operators that were loaded.
 
     Args:
         threads: Threads within an operator; 0 leaves the choice to ONNX Runtime.
@@ -78,6 +79,7 @@ def session_options(threads: int = 0, *, optimise: bool = True) -> ort.SessionOp
     options.log_severity_level = 4
     if not optimise:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    register_operators(options)
     return options
 
 
@@ -146,6 +148,9 @@ def _open(
 def refused(error: Exception) -> ModelError:
     """Put what ONNX Runtime says about a model into one sentence."""
     said = " ".join(str(error).split())
+    unknown = re.search(r"([\w.]+):(\w+)\(-?\d+\) is not a registered function/op", said)
+    if unknown and unknown[1] != "ai.onnx":
+        return ModelError(describe_unknown(unknown[2], unknown[1]))
     missing = re.search(r"implementation for (\w+)\(\d+\) node with name '([^']*)'", said)
     if missing:
         return ModelError(
@@ -248,9 +253,21 @@ class BatchRunner:
         Args:
             images: ``[N, ...]``.
             chosen: Indices of the images to run; all when absent.
+
+        Raises:
+            RunError: If ONNX Runtime fails at running the model, or calls give outputs of
+                different shapes.
         """
-        streamed = self.stream(images, self.outputs[:1], chosen)
-        return np.concatenate([values[0] for values in streamed])
+        parts = [value for [value] in self.stream(images, self.outputs[:1], chosen)]
+        first = parts[0].shape[1:]
+        other = next((part.shape[1:] for part in parts if part.shape[1:] != first), first)
+        if other != first:
+            raise RunError(
+                f"output {self.outputs[0]!r} has shape {list(first)} for some samples and "
+                f"{list(other)} for others, so they cannot be put together: give samples whose "
+                "outputs have one shape"
+            )
+        return np.concatenate(parts)
 
     def stream(
         self, images: Array, outputs: Sequence[str], chosen: Indices | None = None

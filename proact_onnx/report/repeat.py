@@ -111,6 +111,7 @@ def _spell(command: str, record: CampaignRecord | AtlasRecord, options: list[str
     words += _list("--std", map(repr, identity.get("std", ())))
     if identity.get("resize"):
         words += ["--resize", "x".join(map(str, identity["resize"]))]
+    words += _list("--operators", [made_by.get("operators", "")])
     if "tolerance" in identity and not _judges_classes(record):
         words += ["--tolerance", repr(identity["tolerance"])]
     for name in ("per_class", "distance", "record_faults"):
