@@ -150,6 +150,8 @@ class HardenSettings:
         halve_every: Epochs after which the learning rate is halved.
         step: Whether thresholds move relative to their profiled value or absolutely. The paper
             does not say; relative makes one learning rate fit layers of any magnitude.
+        train_ber: Bit error rate in a layer's parameters while its thresholds are trained; 0 trains
+            without faults, as the paper does.
         temperature: T of the knowledge distillation; not in the paper. 4 is common since
             Hinton et al. (2015).
         regularisation: gamma of Eq. (8); not in the paper.
@@ -167,8 +169,9 @@ class HardenSettings:
         search_images: Images for each fault map.
         search_rounds: Times that ``ftclipact`` narrows the interval of a threshold.
         format: How parameters are stored on the device: what rescaled weights are to fill, and
-            what ``ftclipact`` and ``auto`` inject faults into.
-        seed: Decides which images go where, their order in training, and the faults of a search.
+            what ``ftclipact``, ``auto`` and a training under faults inject faults into.
+        seed: Decides which images go where, their order in training, and the faults of a
+            search or a training.
     """
 
     method: str = "proact"
@@ -193,6 +196,7 @@ class HardenSettings:
     learning_rate: float = 0.01
     halve_every: int = 10
     step: ThresholdScale = ThresholdScale.RELATIVE
+    train_ber: float = 0.0
     temperature: float = 4.0
     regularisation: float = 0.1
     slope: float = 20.0
@@ -250,6 +254,7 @@ class HardenSettings:
         _check(self.train_batch, "train-batch", 1)
         _check(self.learning_rate, "learning-rate", 0.0)
         _check(self.halve_every, "halve-every", 1)
+        _check(self.train_ber, "train-ber", 0.0, 1.0)
         _check(self.temperature, "temperature", 1e-3)
         _check(self.regularisation, "regularisation", 0.0)
         _check(self.slope, "slope", 1e-3)

@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -262,3 +263,15 @@ def test_the_file_is_lines_of_json(filled: Path) -> None:
     header, *layers = map(json.loads, filled.read_text(encoding="utf-8").splitlines())
     assert header == {"identity": IDENTITY}
     assert [layer["tensor"] for layer in layers] == list(LAYERS)
+
+
+@pytest.mark.parametrize("progressive", [True, False])
+def test_a_training_under_faults_goes_on(
+    digits: tuple[Path, Dataset], tmp_path: Path, progressive: bool
+) -> None:
+    settings = replace(QUICK, train_ber=1e-4, progressive=progressive, epochs_together=4)
+    whole = run(digits, tmp_path / "whole.onnx", settings=settings)
+    with pytest.raises(KeyboardInterrupt):
+        run(digits, tmp_path / "out.onnx", settings=settings, reporter=Interrupt(3))
+    resumed = run(digits, tmp_path / "out.onnx", settings=settings, resume=True)
+    assert_equal_runs(whole, resumed)

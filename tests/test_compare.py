@@ -204,6 +204,8 @@ def test_methods_that_cannot_be_compared(
         ("ranger-layer-clamp", "Ranger (layer-wise, clamping)", {"form": "saturate"}),
         ("clip-percentile-channel", "percentile (channel-wise)", {"granularity": "channel"}),
         ("proact-no-distillation", "ProAct (labels alone)", {"distillation": False}),
+        ("proact-faulty", "ProAct (trained under faults)",
+         {"train_ber": 1e-4, "regularisation": 0.0}),
         ("proact-neuron-together", "ProAct (neuron-wise, all layers together)",
          {"progressive": False, "granularity": "neuron"}),
     ],

@@ -14,7 +14,8 @@ from proact_onnx.engine import ActivationProfile
 from proact_onnx.errors import ModelError
 from proact_onnx.faults import FaultModel, Rate, fault_space, parse_format
 from proact_onnx.methods import METHODS, FitContext, LabelledBatch, ftclipact
-from proact_onnx.methods.ftclipact import layer_spaces, search
+from proact_onnx.methods.ftclipact import search
+from proact_onnx.methods.layer_spaces import layer_spaces
 from proact_onnx.rewrite import expose, insert
 from proact_onnx.settings import HardenSettings
 from proact_onnx.thresholds import Thresholds, pack

@@ -385,3 +385,27 @@ def test_what_becomes_of_values_out_of_range(options: dict[str, Any], form: str)
 def test_a_form_that_contradicts_what_becomes_of_values() -> None:
     with pytest.raises(SettingsError, match="form 'hard' does not clamp what is out of range"):
         HardenSettings(form="hard", out_of_range=OutOfRange.CLAMP)
+
+
+@pytest.mark.parametrize("method", ["proact", "fitact", "brelu"])
+def test_training_under_faults(context: FitContext, method: str) -> None:
+    """The same seed trains under the same faults; thresholds differ from those without."""
+    settings = replace(QUICK, method=method, epochs=1, epochs_neuron=1, epochs_together=2)
+
+    def thresholds(**changes: object) -> np.ndarray:
+        chosen = METHODS[method].resolve(replace(settings, **changes))
+        given = replace(context, settings=chosen, checkpoint=Memory())
+        found = METHODS[method].fit(given).thresholds.values
+        return np.concatenate([np.ravel(values) for values in found.values()])
+
+    first, again = thresholds(train_ber=1e-3), thresholds(train_ber=1e-3)
+    np.testing.assert_array_equal(first, again)
+    assert (first != thresholds(train_ber=0.0)).any()
+    assert (first != thresholds(train_ber=1e-4)).any()
+
+
+def test_training_under_faults_and_rescaled_weights_exclude_each_other(
+    context: FitContext,
+) -> None:
+    with pytest.raises(SettingsError, match="train-ber puts faults into weights as they are"):
+        fit(context, settings=replace(QUICK, train_ber=1e-5, rescale="channel"))

@@ -81,6 +81,7 @@ SAMPLES: dict[str, tuple[str, str, Any]] = {
     "harden.learning_rate": ("0.5", "1e-3", 1e-3),
     "harden.halve_every": ("3", "4", 4),
     "harden.step": ("'relative'", "absolute", ThresholdScale.ABSOLUTE),
+    "harden.train_ber": ("1e-3", "1e-4", 1e-4),
     "harden.temperature": ("3", "2.5", 2.5),
     "harden.regularisation": ("3", "0.5", 0.5),
     "harden.slope": ("3", "30", 30.0),

@@ -178,3 +178,22 @@ def test_a_graph_that_makes_one_row_of_all_images_runs_in_chunks(images: torch.T
 def test_batches_cover_the_range_once() -> None:
     assert [range(10)[part] for part in batches(10, 4)] == [range(4), range(4, 8), range(8, 10)]
     assert list(batches(0, 4)) == []
+
+
+@pytest.mark.parametrize("name", FIXED)
+def test_parameters_that_change_are_read_behind_what_is_kept(
+    name: str, images: torch.Tensor
+) -> None:
+    """From the input of a layer on, with another weight, as a graph that stores that weight."""
+    model, _ = FIXED[name]
+    student = Student(model, images, batch=4)
+    changed = np.random.default_rng(5).normal(size=(4, 4, 3, 3)).astype(np.float32)
+    layer = student.inputs_from("e", images, parameters=["z"])
+    found = student.logits(layer.take(slice(0, IMAGES)), {"z": torch.from_numpy(changed)})
+    other = onnx.ModelProto()
+    other.CopyFrom(FREE)
+    [weight] = [tensor for tensor in other.graph.initializer if tensor.name == "z"]
+    weight.CopyFrom(onnx.numpy_helper.from_array(changed, "z"))
+    [expected] = run(other, {"x": images.numpy()})
+    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-4, atol=1e-4)
+    assert set(layer.take(slice(0, 2))) == {"a"}

@@ -115,8 +115,22 @@ def test_distillation_loss_of_scores_that_are_far_apart() -> None:
     assert torch.isfinite(loss)
 
 
-def loss_in_numpy(images: np.ndarray, labels: np.ndarray, settings: HardenSettings, p: np.ndarray):
+def loss_in_numpy(
+    images: np.ndarray, labels: np.ndarray, settings: HardenSettings, p: np.ndarray
+) -> float:
     """Eq. (8) of the whole net with activation ``b`` bounded by ``p * LAST``, in float64."""
+    losses = losses_in_numpy(images, labels, settings, p)
+    return float(losses.mean()) + settings.regularisation * float(np.mean(p**2))
+
+
+def losses_in_numpy(
+    images: np.ndarray,
+    labels: np.ndarray,
+    settings: HardenSettings,
+    p: np.ndarray,
+    teacher: np.ndarray | None = None,
+) -> np.ndarray:
+    """The data part of Eq. (8) for each image."""
     planes = np.pad(images[:, 0].astype(np.float64), ((0, 0), (1, 1), (1, 1)))
     windows = np.lib.stride_tricks.sliding_window_view(planes, (3, 3), axis=(1, 2))
     hidden = np.einsum("nijkl,ckl->ncij", windows, WEIGHTS["w"][:, 0].astype(np.float64))
@@ -127,13 +141,10 @@ def loss_in_numpy(images: np.ndarray, labels: np.ndarray, settings: HardenSettin
         settings.slope * (threshold - b) / np.maximum(threshold, 1e-12)
     )
     ours, theirs = ((part + d) @ WEIGHTS["u"].T.astype(np.float64) for part in (bounded, b))
-    soft = [scipy.special.softmax(z / settings.temperature, axis=1) for z in (ours, theirs)]
+    known = theirs if teacher is None else teacher.astype(np.float64)
+    soft = [scipy.special.softmax(z / settings.temperature, axis=1) for z in (ours, known)]
     crossed = -scipy.special.log_softmax(ours, axis=1)[np.arange(len(labels)), labels]
-    return (
-        scipy.stats.entropy(*soft, axis=1).mean()
-        + crossed.mean()
-        + settings.regularisation * np.mean(p**2)
-    )
+    return scipy.stats.entropy(*soft, axis=1) + crossed
 
 
 def test_adam_by_hand(
@@ -372,3 +383,162 @@ def test_a_clamp_is_trained_by_what_it_clips(
         moved.append(np.abs(trained.values["b"] / initial["b"] - 1).max())
     assert moved[0] > 1e-3
     assert moved[1] < 1e-6
+
+
+def faulty_last_weights(number: int) -> dict[str, torch.Tensor]:
+    """Another row of ``v`` blown up in each fault map."""
+    faulty = WEIGHTS["v"].copy()
+    faulty[number // 12, 5] += 0.5
+    return {"v": torch.from_numpy(faulty)}
+
+
+def train_under_faults(
+    student: Student, images: torch.Tensor, labels: torch.Tensor, **options: Any
+) -> TrainedThresholds:
+    settings = options.pop("settings", PLAIN)
+    given = {"faults": faulty_last_weights, "epochs": 1, "seed": (0, 1), **options}
+    return train_thresholds(
+        student, student.inputs_from("b", images, parameters=["v"]), {"b": LAST},
+        student.predict(images), labels, settings, gate=hyrelu_gate(settings), **given,
+    )  # fmt: skip
+
+
+def under_faults(losses: np.ndarray) -> np.ndarray:
+    """What losses count under faults: of what is beyond 5, the logarithm."""
+    return np.where(losses > 5, 5 * (1 + np.log(losses / 5)), losses)
+
+
+def test_the_loss_under_faults_comes_on_top(
+    student: Student,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Four fault maps, each for a quarter of the images in their shuffled order."""
+    settings = replace(PLAIN, learning_rate=0.0, regularisation=0.0)
+    found = train_under_faults(student, images, labels, settings=settings)
+    order = np.random.default_rng([0, 1]).permutation(IMAGES)
+    p = np.ones((1, 6))
+    clean = loss_in_numpy(images.numpy(), labels.numpy(), settings, p)
+    teacher = student.predict(images).numpy()
+    counted: list[float] = []
+    for first in range(0, IMAGES, 12):
+        chosen = order[first : first + 12]
+        monkeypatch.setitem(WEIGHTS, "v", faulty_last_weights(first)["v"].numpy())
+        some, right = images.numpy()[chosen], labels.numpy()[chosen]
+        losses = losses_in_numpy(some, right, settings, p, teacher[chosen])
+        counted += under_faults(losses).tolist()
+        monkeypatch.undo()
+    assert min(counted) < 5 < max(counted)
+    assert found.loss == pytest.approx(clean + np.mean(counted), rel=1e-5)
+
+
+def test_without_flips_the_loss_counts_twice(
+    student: Student, images: torch.Tensor, labels: torch.Tensor
+) -> None:
+    settings = replace(PLAIN, learning_rate=0.0, regularisation=0.0)
+    losses = losses_in_numpy(images.numpy(), labels.numpy(), settings, np.ones((1, 6)))
+    stored = {"v": torch.from_numpy(WEIGHTS["v"])}
+    found = train_under_faults(
+        student, images, labels, settings=settings, faults=lambda number: stored
+    )
+    assert found.loss == pytest.approx(losses.mean() + under_faults(losses).mean(), rel=1e-5)
+
+
+def test_no_faults_are_the_training_from_the_activation_on(
+    student: Student,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    train: Callable[..., TrainedThresholds],
+) -> None:
+    cut_before = train_under_faults(student, images, labels, faults=None, epochs=4)
+    np.testing.assert_allclose(cut_before.values["b"], train(PLAIN, 4).values, rtol=1e-5)
+
+
+def broken_scores(value: float) -> Callable[[int], dict[str, torch.Tensor]]:
+    """The output layer, behind all thresholds, with two huge rows."""
+    last = torch.from_numpy(WEIGHTS["u"].copy())
+    last[:2] = torch.tensor([[value], [-value]])
+    return lambda number: {"v": torch.from_numpy(WEIGHTS["v"]), "u": last}
+
+
+def test_of_a_huge_loss_the_logarithm_counts(
+    student: Student, images: torch.Tensor, labels: torch.Tensor
+) -> None:
+    settings = replace(PLAIN, learning_rate=0.0, regularisation=0.0, temperature=1.0)
+    large, larger = (
+        train_under_faults(
+            student, images, torch.zeros_like(labels), settings=settings, faults=broken_scores(v)
+        ).loss
+        for v in (-1e6, -1e7)
+    )
+    # Images of a positive sum lose class 0 by a margin that grows tenfold, and KL with it.
+    lost = float((larger - large) / (5 * np.log(10)))
+    assert 0.2 < lost < 1.0
+    assert lost * IMAGES == pytest.approx(round(lost * IMAGES), abs=0.01)
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_scores_that_are_not_finite_tell_nothing(
+    student: Student, images: torch.Tensor, labels: torch.Tensor, value: float
+) -> None:
+    settings = replace(PLAIN, learning_rate=0.0, regularisation=0.0)
+    plain = train_under_faults(student, images, labels, settings=settings, faults=None)
+    found = train_under_faults(
+        student, images, labels, settings=settings, faults=broken_scores(value)
+    )
+    known = scipy.special.softmax(student.predict(images).numpy() / settings.temperature, axis=1)
+    divergence = scipy.stats.entropy(np.full_like(known, 1 / 3), known, axis=1).mean()
+    assert found.loss - plain.loss == pytest.approx(np.log(3) + divergence, rel=1e-4)
+
+
+@pytest.mark.parametrize("value", [3e38, float("inf"), float("nan")])
+def test_a_weight_blown_up_before_the_threshold_is_contained(
+    student: Student, images: torch.Tensor, labels: torch.Tensor, value: float
+) -> None:
+    faulty = WEIGHTS["v"].copy()
+    faulty[2, 5] = value
+    broken = {"v": torch.from_numpy(faulty)}
+    trained = train_under_faults(student, images, labels, faults=lambda number: broken, epochs=3)
+    assert np.isfinite(trained.values["b"]).all()
+    assert np.isfinite(trained.loss)
+
+
+def test_only_thresholds_learn(
+    student: Student, images: torch.Tensor, labels: torch.Tensor
+) -> None:
+    drawn = []
+
+    def faults(number: int) -> dict[str, torch.Tensor]:
+        drawn.append(faulty_last_weights(number))
+        return drawn[-1]
+
+    trained = train_under_faults(student, images, labels, faults=faults, epochs=2)
+    assert (trained.values["b"] != LAST).any()
+    assert len(drawn) == 2 * 4
+    for found in drawn:
+        assert found["v"].grad is None
+    for name, values in WEIGHTS.items():
+        assert student.mirror.parameter(name).grad is None
+        np.testing.assert_array_equal(student.mirror.parameter(name).numpy(), values)
+
+
+def test_faults_lower_a_threshold(
+    student: Student, images: torch.Tensor, labels: torch.Tensor
+) -> None:
+    """A faulty weight makes values just below a threshold that clean ones stay far from."""
+    settings = replace(PLAIN, regularisation=0.0, slope=20.0, learning_rate=0.03)
+    initial = {"a": np.asarray(10 * FIRST)}
+
+    def trained(faults: Any) -> np.ndarray:
+        found = train_thresholds(
+            student, student.inputs_from("a", images, parameters=["w"]), initial,
+            student.predict(images), labels, settings,
+            gate=hyrelu_gate(settings), epochs=10, seed=(0, 1), faults=faults,
+        )  # fmt: skip
+        return found.values["a"]
+
+    faulty = WEIGHTS["w"].copy()
+    faulty[2, 0, 1, 1] += 40.0
+    found = trained(lambda number: {"w": torch.from_numpy(faulty)})
+    assert found < 0.95 * trained(None)

@@ -126,7 +126,7 @@ def harden(
         setting(
             "harden.format",
             "How parameters are stored on the device: what rescaled weights are to fill, and what "
-            "methods that search inject faults into.",
+            "methods that search, and a training under faults, inject faults into.",
             _WEIGHTS,
         ),
     ] = None,
@@ -217,6 +217,15 @@ def harden(
         ThresholdScale | None,
         setting(
             "harden.step", "Whether thresholds move relative to their profiled value.", _TRAINING
+        ),
+    ] = None,
+    train_ber: Annotated[
+        float | None,
+        setting(
+            "harden.train_ber",
+            "Bit error rate in a layer's own parameters, stored as --format has it, while its "
+            "thresholds are trained.",
+            _TRAINING,
         ),
     ] = None,
     temperature: Annotated[

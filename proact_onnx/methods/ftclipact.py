@@ -23,15 +23,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import numpy as np
-import onnx
 
 from proact_onnx.activations import Activation
 from proact_onnx.campaign.executor import Stored
 from proact_onnx.campaign.probe import Case, Probe, open_probe, unsaved
 from proact_onnx.errors import ModelError
 from proact_onnx.faults import FaultSpace, Kind
-from proact_onnx.messages import node_reads
 from proact_onnx.methods.base import FitContext, Fitted, profiled_thresholds
+from proact_onnx.methods.layer_spaces import layer_spaces
 from proact_onnx.rewrite import Form, insert, lower_name, threshold_name
 from proact_onnx.thresholds import FloatArray, Granularity, Thresholds, pack, unpack
 
@@ -100,39 +99,6 @@ def search(measure: Measure, maximum: float, rounds: int) -> float:
             return found
         step = (high - low) / _PIECES
         low, high = max(0.0, found - step), min(maximum, found + step)
-    return found
-
-
-def layer_spaces(
-    model: onnx.ModelProto, activations: Sequence[Activation], space: FaultSpace
-) -> dict[str, FaultSpace]:
-    """Divide parameters by the first activation that they reach.
-
-    Args:
-        model: The model.
-        activations: In topological order.
-        space: The parameters.
-
-    Returns:
-        By activation output; an activation that no parameter reaches first is absent.
-    """
-    makers = {name: node for node in model.graph.node for name in node.output}
-    unclaimed = {parameter.name: parameter for parameter in space.parameters}
-    seen: set[str] = set()
-    found = {}
-    for activation in activations:
-        pending, reached = [activation.tensor], set()
-        while pending:
-            name = pending.pop()
-            if name in unclaimed:
-                reached.add(name)
-            elif name in makers and name not in seen:
-                pending.extend(node_reads(makers[name]))
-            seen.add(name)
-        if reached:
-            found[activation.tensor] = FaultSpace(
-                tuple(unclaimed.pop(p.name) for p in space.parameters if p.name in reached)
-            )
     return found
 
 

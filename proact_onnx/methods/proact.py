@@ -21,6 +21,9 @@ Differences from the paper, all where it is silent:
 
 Ablations: without distillation (``--no-distillation``: cross-entropy alone), without progression
 (``--no-progressive``: all layers together, 150 epochs), and any ``--granularity``.
+
+With ``--train-ber`` the data part of the loss is computed under faults in the parameters before the
+threshold, too.
 """
 
 from proact_onnx.methods.base import FitContext, Fitted

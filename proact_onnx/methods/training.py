@@ -2,15 +2,17 @@
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from proact_onnx.errors import ModelError
+from proact_onnx.errors import ModelError, SettingsError
 from proact_onnx.methods.base import FitContext, LabelledBatch, profiled_thresholds
+from proact_onnx.methods.layer_faults import ParameterFaults
 from proact_onnx.mirror.student import Gate, Student
-from proact_onnx.mirror.train import State, train_thresholds
+from proact_onnx.mirror.train import Faults, State, train_thresholds
 from proact_onnx.rewrite import Form
 from proact_onnx.thresholds import FloatArray, Thresholds, pack, threshold_shape, unpack
 
@@ -36,6 +38,8 @@ class Training:
 
     Raises:
         ModelError: If the model is no classifier, or an operator is not known to the mirror.
+        SettingsError: If thresholds of a model whose weights are rescaled are to be trained under
+            faults.
     """
 
     def __init__(self, context: FitContext) -> None:
@@ -50,6 +54,7 @@ class Training:
             context.model, self._images, context.settings.train_batch, context.two_sided
         )
         self._teacher = self._student.predict(self._images)
+        self._faults = _parameter_faults(context)
         baseline = self._accuracy(self._student.predict(accept))
         for tensor, values in self.thresholds.items():
             self._student.bound(tensor, values)
@@ -95,9 +100,10 @@ class Training:
                 context.reporter.advance(epochs[tensor])
                 continue
             profiled = {tensor: self.thresholds[tensor]}
+            faulted, faults = self._faults_in([tensor])
             trained = train_thresholds(
                 self._student,
-                self._student.inputs_from(tensor, self._images),
+                self._student.inputs_from(tensor, self._images, parameters=faulted),
                 profiled,
                 self._teacher if distil else None,
                 self._labels,
@@ -105,6 +111,7 @@ class Training:
                 gate=gate,
                 epochs=epochs[tensor],
                 seed=(settings.seed, index),
+                faults=faults,
                 on_epoch=lambda state: context.reporter.advance(),
             )
             context.reporter.advance(epochs[tensor] - trained.epochs_run)
@@ -136,6 +143,7 @@ class Training:
             context.reporter.advance()
 
         profiled = dict(self.thresholds)
+        _, faults = self._faults_in(list(profiled))
         trained = train_thresholds(
             self._student,
             self._student.inputs(self._images),
@@ -146,6 +154,7 @@ class Training:
             gate=gate,
             epochs=settings.epochs_together,
             seed=(settings.seed,),
+            faults=faults,
             state=state,
             on_epoch=keep,
         )
@@ -156,6 +165,13 @@ class Training:
                 return
         self._put(profiled)
         self._refuse("the model")
+
+    def _faults_in(self, tensors: Sequence[str]) -> tuple[Sequence[str], Faults | None]:
+        """Parameters of activations that meet faults in training, and where these come from."""
+        names = () if self._faults is None else self._faults.names(tensors)
+        if self._faults is None or not names:
+            return (), None
+        return names, partial(self._faults.draw, tensors)
 
     def _put(self, thresholds: Mapping[str, FloatArray]) -> None:
         for tensor, values in thresholds.items():
@@ -187,6 +203,20 @@ class Training:
 
     def _accuracy(self, scores: Tensor) -> float:
         return float((scores.argmax(dim=1) == self._accept_labels).float().mean())
+
+
+def _parameter_faults(context: FitContext) -> ParameterFaults | None:
+    settings = context.settings
+    if not settings.train_ber:
+        return None
+    if settings.rescale != "none":
+        raise SettingsError(
+            f"train-ber puts faults into weights as they are, and rescale {settings.rescale!r} "
+            "stores them enlarged, so that faults are far smaller: leave one of the two out"
+        )
+    return ParameterFaults(
+        context.model, context.activations, settings.format, settings.train_ber, settings.seed
+    )
 
 
 def _tensors(batch: LabelledBatch, method: str) -> tuple[Tensor, Tensor]:

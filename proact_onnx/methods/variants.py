@@ -9,6 +9,9 @@ from proact_onnx.methods import METHODS
 from proact_onnx.settings import HardenSettings, OutOfRange
 from proact_onnx.thresholds import Granularity
 
+# Training under faults: at this rate most layers of a small network see some in every map. They say
+# what high thresholds cost, so nothing else need keep these low.
+_FAULTY = {"train_ber": 1e-4, "regularisation": 0.0}
 # What may follow the name of a method: the settings it stands for, and how it reads in a title.
 _OPTIONS: Mapping[str, tuple[Mapping[str, Any], str]] = {
     **{str(g): ({"granularity": str(g)}, f"{g}-wise") for g in Granularity},
@@ -17,6 +20,7 @@ _OPTIONS: Mapping[str, tuple[Mapping[str, Any], str]] = {
     "clamp": ({"out_of_range": OutOfRange.CLAMP}, "clamping"),
     "zero": ({"out_of_range": OutOfRange.ZERO}, "zeroing"),
     "linear": ({"protect": "linear"}, "linear layers too"),
+    "faulty": (_FAULTY, "trained under faults"),
     "no-distillation": ({"distillation": False}, "labels alone"),
     "ramp": ({"form": "ramp"}, "ramp"),
     "tent": ({"form": "tent"}, "tent"),
@@ -60,6 +64,7 @@ class Variant:
             form=None,
             out_of_range=None,
             rescale="none",
+            train_ber=0.0,
         )
         return METHODS[self.method].resolve(replace(chosen, **self.options))
 
@@ -69,8 +74,9 @@ def parse_variant(name: str) -> Variant:
 
     Args:
         name: A method, and after hyphens any of ``layer``, ``channel``, ``neuron``, ``hybrid``,
-            ``auto``, ``linear``, ``clamp``, ``zero``, ``ramp``, ``tent``, ``no-distillation``,
-            ``together``, ``rescaled`` (by channel), ``rescaled-tensor`` and ``rescaled-auto``.
+            ``auto``, ``linear``, ``clamp``, ``zero``, ``ramp``, ``tent``,
+            ``faulty`` (trained under a bit error rate of 1e-4), ``no-distillation``, ``together``,
+            ``rescaled`` (by channel), ``rescaled-tensor`` and ``rescaled-auto``.
 
     Raises:
         SettingsError: If the method or an option is not known.

@@ -134,24 +134,25 @@ class Mirror(nn.Module):
                 del values[name]
         return {name: value for name in targets if (value := values[name]) is not None}
 
-    def suffix_inputs(self, tensor: str) -> tuple[str, ...]:
-        """Name what must be kept to compute the outputs again when one tensor changes.
+    def suffix_inputs(self, *changing: str) -> tuple[str, ...]:
+        """Name what must be kept to compute the outputs again when some tensors change.
 
         Args:
-            tensor: The tensor that changes.
+            *changing: The tensors that change; none is computed from another.
 
         Returns:
-            ``tensor``, then every other value that does not depend on it and that the outputs
-            still need beside it: what a skip connection carries past it, and outputs that do not
-            depend on it. Constants are left out. Instead of a value that depends on nothing but
-            the shape of a tensor, that tensor is named, so that the kept values may be cut along
-            the batch. ``evaluate`` with these as feeds gives all outputs.
+            These, then every other value that does not depend on them and that the outputs
+            still need beside them: what a skip connection carries past them, and outputs that do
+            not depend on them. Constants are left out, also among those that change. Instead of a
+            value that depends on nothing but the shape of a tensor, that tensor is named, so that
+            the kept values may be cut along the batch. ``evaluate`` with these, and with the
+            constants that change, as feeds gives all outputs.
 
         Raises:
-            ModelError: It is no tensor of the graph.
+            ModelError: One is no tensor of the graph.
         """
-        self._check_names([tensor])
-        computed_anew = (self._descendants({tensor}) | self._shapes()) - {tensor}
+        self._check_names(changing)
+        computed_anew = (self._descendants(changing) | self._shapes()).difference(changing)
         needed = set(self.outputs)
         suffix = []
         for step in reversed(self._steps):
@@ -161,10 +162,10 @@ class Mirror(nn.Module):
         used = [name for step in reversed(suffix) for name in step.inputs if name]
         kept = [
             name
-            for name in (*used, *self.outputs)
+            for name in (*changing, *used, *self.outputs)
             if name not in computed_anew and name not in self._buffer_names
         ]
-        return tuple(dict.fromkeys([tensor, *kept]))
+        return tuple(dict.fromkeys(kept))
 
     def _shapes(self) -> set[str]:
         """Tensors that depend on the shapes of other tensors and on no values but constants."""

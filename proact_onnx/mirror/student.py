@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -75,14 +76,17 @@ class Student:
         fixed = torch.from_numpy(np.array(threshold, np.float32))
         return self.gate(tensor, hard_gate, fixed)
 
-    def logits(self, feeds: Mapping[str, Tensor]) -> Tensor:
+    def logits(
+        self, feeds: Mapping[str, Tensor], parameters: Mapping[str, Tensor] | None = None
+    ) -> Tensor:
         """Class scores ``[N, K]``, float32, of the graph's first output.
 
         Args:
             feeds: Values by tensor name, each ``[N, ...]``.
+            parameters: Values that stand in for those of initializers.
         """
         output = self.mirror.outputs[0]
-        return self._evaluate(feeds, [output])[output].flatten(1).float()
+        return self._evaluate(feeds, [output], parameters or {})[output].flatten(1).float()
 
     def predict(self, images: Tensor) -> Tensor:
         """Class scores of many images, ``[N, K]``, without gradients."""
@@ -115,7 +119,13 @@ class Student:
         name = self.mirror.inputs[0]
         return SuffixInputs(name, lambda chosen: {name: images[chosen]}, len(images))
 
-    def inputs_from(self, tensor: str, images: Tensor, limit: int = CACHE_BYTES) -> "SuffixInputs":
+    def inputs_from(
+        self,
+        tensor: str,
+        images: Tensor,
+        limit: int = CACHE_BYTES,
+        parameters: Sequence[str] = (),
+    ) -> "SuffixInputs":
         """Run the graph up to an activation, for all images.
 
         While that layer is trained nothing before it changes, so only what follows need be run
@@ -125,11 +135,14 @@ class Student:
             tensor: The activation.
             images: ``[N, ...]``.
             limit: Bytes to keep at most; what needs more is computed again for every batch.
+            parameters: Initializers before the activation that change, too: the graph is run up to
+                where they are read.
 
         Raises:
             ModelError: If a tensor that the rest of the graph needs has no batch axis.
         """
-        compute = partial(self._prefix, tensor, self.mirror.suffix_inputs(tensor))
+        names = self.mirror.suffix_inputs(*(parameters or [tensor]))
+        compute = partial(self._prefix, tensor, names)
         kept: dict[str, Tensor] = {}
         for part in batches(len(images), self._batch):
             for name, value in compute(images[part]).items():
@@ -159,15 +172,20 @@ class Student:
                 )
         return found
 
-    def _evaluate(self, feeds: Mapping[str, Tensor], targets: Sequence[str]) -> dict[str, Tensor]:
+    def _evaluate(
+        self,
+        feeds: Mapping[str, Tensor],
+        targets: Sequence[str],
+        parameters: Mapping[str, Tensor] = MappingProxyType({}),
+    ) -> dict[str, Tensor]:
         if self.chunk is None:
-            return self.mirror.evaluate(feeds, targets)
+            return self.mirror.evaluate({**feeds, **parameters}, targets)
         total = min(map(len, feeds.values()))
         pieces = []
         for part in batches(total, self.chunk):
             filled = torch.arange(part.start, part.start + self.chunk).clamp_max(total - 1)
             chosen = {name: value[filled] for name, value in feeds.items()}
-            pieces.append(self.mirror.evaluate(chosen, targets))
+            pieces.append(self.mirror.evaluate({**chosen, **parameters}, targets))
         return {name: torch.cat([piece[name] for piece in pieces])[:total] for name in targets}
 
     def _takes_any_batch(self, images: Tensor, fixed: int) -> bool:

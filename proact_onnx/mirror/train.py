@@ -1,5 +1,6 @@
 """Training thresholds in the mirror, of one layer or of all together."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -17,6 +18,14 @@ from proact_onnx.thresholds import FloatArray
 # By name, everything that a training needs to go on after an epoch.
 State = Mapping[str, FloatArray]
 
+# Parameter values by name, with the faults of the map of some number in them.
+Faults = Callable[[int], Mapping[str, Tensor]]
+
+# Fault maps in a training step, each for its share of the images.
+_MAPS = 4
+# Loss of an image under faults, in nats, beyond which only its logarithm counts: scores that faults
+# blew up must not outweigh all others.
+_LOST = 5.0
 # Training goes on as long as the loss falls by this share within the epochs of patience.
 _LEAST_PROGRESS = 1e-3
 
@@ -56,6 +65,51 @@ def distillation_loss(
     return divergence + functional.cross_entropy(student, labels)
 
 
+def loss_under_faults(
+    student: Student,
+    feeds: Mapping[str, Tensor],
+    teacher: Tensor | None,
+    labels: Tensor,
+    temperature: float,
+    faults: Faults,
+    first: int,
+) -> Tensor:
+    """Data part of Eq. (8) with faults in the parameters, their maps changing along the batch.
+
+    Args:
+        student: Its thresholds are those to judge.
+        feeds: What the student needs, for these images.
+        teacher: Scores ``[N, K]`` of the unbounded model without faults; None for cross-entropy
+            alone.
+        labels: int64 ``[N]``.
+        temperature: T.
+        faults: Where parameters with faults in them come from.
+        first: Position of the first image in its epoch. A fault map lasts for a quarter of the
+            batch and has the number of the position it begins at, so that every epoch meets the
+            same maps, on other images, and the losses of epochs can be compared.
+
+    Returns:
+        Mean over the images. A loss L of more than 5 nats counts 5 (1 + ln(L / 5)), and scores
+        that are not finite count as 0 for every class.
+    """
+    losses = []
+    for part in batches(len(labels), math.ceil(len(labels) / _MAPS)):
+        scores = student.logits(
+            {name: values[part] for name, values in feeds.items()}, faults(first + part.start)
+        )
+        known = scores.isfinite().all(dim=1)
+        scores = scores.masked_fill(~known[:, None], 0.0)
+        loss = functional.cross_entropy(scores, labels[part], reduction="none")
+        if teacher is not None:
+            ours = functional.log_softmax(scores / temperature, dim=1)
+            theirs = functional.log_softmax(teacher[part] / temperature, dim=1)
+            divergence = functional.kl_div(theirs, ours, reduction="none", log_target=True)
+            loss = loss + divergence.sum(dim=1)
+        beyond = torch.log(loss.clamp_min(_LOST) / _LOST)
+        losses.append(loss.clamp_max(_LOST) + _LOST * beyond)
+    return torch.cat(losses).mean()
+
+
 def hyrelu_gate(settings: HardenSettings) -> Gate:
     """The smooth gate of Eq. (5) with the slope of the settings."""
     relative = settings.slope_scale is ThresholdScale.RELATIVE
@@ -73,6 +127,7 @@ def train_thresholds(
     gate: Gate,
     epochs: int,
     seed: Sequence[int],
+    faults: Faults | None = None,
     state: State | None = None,
     on_epoch: Callable[[Callable[[], State]], None] = lambda state: None,
 ) -> TrainedThresholds:
@@ -95,6 +150,8 @@ def train_thresholds(
         gate: How thresholds bound while they are trained; smooth in both arguments.
         epochs: Epochs at most.
         seed: Decides the order of the images.
+        faults: Where parameters with faults in them come from: then the loss is that of
+            `loss_under_faults` on top. None to train without.
         state: Where an interrupted training had got to.
         on_epoch: Called after every epoch with a function that gives the state.
 
@@ -121,6 +178,8 @@ def train_thresholds(
             thresholds = {name: run.parameters[name] * units[name] for name in initial}
             for name, threshold in thresholds.items():
                 bound = student.gate(name, gate, threshold)
+                if faults is not None:
+                    bound = partial(_finite, bound)
                 if name in feeds:
                     feeds[name] = bound(feeds[name])
                 else:
@@ -131,6 +190,16 @@ def train_thresholds(
             else:
                 known = teacher[chosen]
                 loss = distillation_loss(scores, known, labels[chosen], settings.temperature)
+            if faults is not None:
+                loss = loss + loss_under_faults(
+                    student,
+                    feeds,
+                    None if teacher is None else teacher[chosen],
+                    labels[chosen],
+                    settings.temperature,
+                    faults,
+                    part.start,
+                )
             squares = [parameter.square().mean() for parameter in run.parameters.values()]
             loss = loss + settings.regularisation * torch.stack(squares).mean()
             run.descend(loss)
@@ -146,6 +215,11 @@ def train_thresholds(
     return TrainedThresholds(
         {name: value.numpy().copy() for name, value in run.best.items()}, run.best_loss, run.epochs
     )
+
+
+def _finite(bound: Callable[[Tensor], Tensor], values: Tensor) -> Tensor:
+    """Bound values of which faults may have made infinities and NaNs."""
+    return bound(values.nan_to_num())
 
 
 class _Run:
@@ -174,6 +248,10 @@ class _Run:
         """Take one step against the gradient; thresholds stay above zero."""
         self._optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
+        for parameter in self.parameters.values():
+            if parameter.grad is not None:
+                # What faults blew up on its way back says nothing.
+                parameter.grad.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
         self._optimiser.step()
         with torch.no_grad():
             for parameter in self.parameters.values():
