@@ -25,7 +25,7 @@ class Case:
     def model(self) -> onnx.ModelProto:
         ir_version = 8 if self.opset < 19 else 10
         return onnx.parser.parse_model(
-            f'<ir_version: {ir_version}, opset_import: ["": {self.opset}]> '
+            f'<ir_version: {ir_version}, opset_import: ["": {self.opset}, "com.microsoft": 1]> '
             f"graph ({self.inputs}) => ({self.result}[] y) <{self.settings}> {{ {self.body} }}"
         )
 
@@ -40,6 +40,13 @@ PAIR = "float[2,3,5,6] x, float[3,1,6] z"
 FLAGS = "bool[2,3] x, bool[3] z"
 INTEGERS = "int64[2,3] x, int64[3] z"
 STATISTICS = "float[2,3,5,6] x, float[3] s, float[3] b, float[3] m, float[3] v"
+
+# A scale and a zero point a channel of the default input.
+CHANNELS = "float[3] s = {0.03, 0.2, 0.007}"
+# Codes of an input and of weights, and what their sums are scaled to.
+CODES = "float a = {0.031}, uint8 z = {117}, float b = {0.57}, int8 v = {-3}"
+SECOND = "float c = {0.017}, uint8 u = {9}"
+ENCODED = "q = QuantizeLinear(x, a, z)"
 
 CASES = {
     # Convolutions and matrix products.
@@ -467,5 +474,190 @@ CASES = {
             "int64[2] sizes = {9,11}",
         )
         for policy in ("stretch", "not_larger", "not_smaller")
+    },
+    # Quantisers.
+    **{
+        f"quantise {opset} {dtype}": Case(
+            opset,
+            "y = QuantizeLinear(x, s, z)",
+            f"float s = {{0.013}}, {dtype} z = {{7}}",
+            result=dtype,
+        )
+        for opset, dtypes in (
+            (10, ("int8", "uint8")),
+            (13, ("int8", "uint8")),
+            (19, ("int8", "uint8")),
+            (21, ("int8", "uint8", "int16", "uint16")),
+            (23, ("int8",)),
+        )
+        for dtype in dtypes
+    },
+    "quantise without a zero point": Case(
+        13, "y = QuantizeLinear(x, s)", "float s = {0.013}", result="uint8"
+    ),
+    "quantise to a type": Case(
+        21, "y = QuantizeLinear<output_dtype=5>(x, s)", "float s = {0.0001}", result="int16"
+    ),
+    "quantise channels": Case(
+        13, "y = QuantizeLinear(x, s, z)", f"{CHANNELS}, int8[3] z = {{0, -9, 4}}", result="int8"
+    ),
+    "quantise an axis": Case(
+        19,
+        "y = QuantizeLinear<axis=-1>(x, s, z)",
+        "float[6] s = {0.01,0.02,0.03,0.2,0.3,2}, uint8[6] z = {0,1,255,128,7,9}",
+        result="uint8",
+    ),
+    "quantise blocks": Case(
+        21,
+        "y = QuantizeLinear<axis=1, block_size=2>(x, s, z)",
+        "float[2,2] s = {0.01,0.02,0.03,0.2}, int8[2,2] z = {0,1,-7,9}",
+        "float[2,3] x",
+        "int8",
+    ),
+    "quantise halves": Case(
+        19,
+        "h = Cast<to=10>(s) y = QuantizeLinear(x, h, z)",
+        "float s = {0.013}, int8 z = {7}",
+        "float16[2,3,5,6] x",
+        "int8",
+    ),
+    **{
+        f"dequantise {opset} {dtype}": Case(
+            opset,
+            "y = DequantizeLinear(x, s, z)",
+            f"float s = {{0.013}}, {dtype} z = {{7}}",
+            f"{dtype}[2,3,5,6] x",
+        )
+        for opset, dtypes in (
+            (10, ("int8", "uint8")),
+            (13, ("int8", "uint8")),
+            (19, ("int8", "uint8")),
+            (21, ("int8", "uint8", "int16", "uint16")),
+        )
+        for dtype in dtypes
+    },
+    "dequantise a bias": Case(
+        13, "y = DequantizeLinear<axis=0>(x, s)", CHANNELS, inputs="int32[3] x"
+    ),
+    "dequantise channels": Case(
+        13,
+        "y = DequantizeLinear(x, s, z)",
+        f"{CHANNELS}, uint8[3] z = {{0, 200, 4}}",
+        inputs="uint8[2,3,5,6] x",
+    ),
+    "dequantise blocks": Case(
+        21,
+        "y = DequantizeLinear<axis=0, block_size=3>(x, s)",
+        "float[2,2] s = {0.01,0.02,0.03,0.2}",
+        "int8[5,2] x",
+    ),
+    "dequantise to halves": Case(
+        19,
+        "h = Cast<to=10>(s) y = DequantizeLinear(x, h, z)",
+        "float s = {0.013}, int8 z = {7}",
+        "int8[2,3,5,6] x",
+        "float16",
+    ),
+    "codes between quantisers": Case(
+        13,
+        f"{ENCODED} m = MaxPool<kernel_shape=[2,2]>(q) t = Transpose<perm=[0,2,3,1]>(m) "
+        "y = DequantizeLinear(t, a, z)",
+        CODES,
+    ),
+    # Operators from codes to codes.
+    **{
+        f"quantised conv {name}": Case(
+            13,
+            f"{ENCODED} y = QLinearConv<{attributes}>(q, a, z, w, b, v, c, u{bias})",
+            f"{CODES}, {SECOND}, int8[4,2,1,2] w = {{1,-2,3,4,-5,6,7,-8,9,10,11,-12,0,14,15,-16}}, "
+            "int32[4] k = {100, -250, 3, 0}",
+            "float[2,2,5,6] x",
+            "uint8",
+        )
+        for name, attributes, bias in (
+            ("plain", "group=1", ""),
+            ("bias", "pads=[1,0,1,2]", ", k"),
+            ("strides", 'strides=[2,1], auto_pad="SAME_UPPER"', ", k"),
+        )
+    },
+    "quantised conv channels": Case(
+        10,
+        f"{ENCODED} y = QLinearConv<group=3>(q, a, z, w, s, v, c, u)",
+        "float a = {0.031}, uint8 z = {117}, float[3] s = {0.57, 0.1, 2.3}, "
+        "int8[3] v = {0, 0, 0}, float c = {0.37}, uint8 u = {9}, "
+        "int8[3,1,1,2] w = {1,-2,3,4,-5,6}",
+        result="uint8",
+    ),
+    "quantised matmul": Case(
+        13,
+        f"{ENCODED} y = QLinearMatMul(q, a, z, w, b, v, c, u)",
+        f"{CODES}, {SECOND}, int8[3,2] w = {{1,-20,3,4,-50,60}}",
+        "float[2,4,3] x",
+        "uint8",
+    ),
+    "quantised matmul columns": Case(
+        21,
+        f"{ENCODED} y = QLinearMatMul(q, a, z, w, s, v, c, u)",
+        "float a = {0.031}, uint8 z = {117}, float[2] s = {0.57, 0.1}, int8[2] v = {0, 0}, "
+        f"{SECOND}, int8[3,2] w = {{1,-20,3,4,-50,60}}",
+        "float[2,4,3] x",
+        "uint8",
+    ),
+    **{
+        f"quantised gemm {name}": Case(
+            13,
+            f"{ENCODED} y = com.microsoft.QGemm<{attributes}>(q, a, z, w, b, v{rest})",
+            f"{CODES}, {SECOND}, int8[{shape}] w = {{1,-20,3,4,-50,60}}, int32[2] k = {{90, -40}}",
+            "float[4,3] x",
+            result,
+        )
+        for name, attributes, shape, rest, result in (
+            ("plain", "transA=0", "3,2", ', "", c, u', "uint8"),
+            ("turned", "transB=1, alpha=0.7", "2,3", ", k, c, u", "uint8"),
+            ("to numbers", "transB=1", "2,3", ", k", "float"),
+        )
+    },
+    **{
+        f"quantised {op}": Case(
+            13,
+            f"{ENCODED} p = QuantizeLinear(w, b, v) "
+            f"y = com.microsoft.QLinear{op}(q, a, z, p, b, v, c, u)",
+            "float a = {0.031}, uint8 z = {117}, float b = {0.057}, uint8 v = {3}, "
+            "float c = {0.077}, uint8 u = {99}",
+            "float[2,3,5,6] x, float[3,1,6] w",
+            "uint8",
+        )
+        for op in ("Add", "Mul")
+    },
+    **{
+        f"quantised {op}": Case(
+            13,
+            f"{ENCODED} y = com.microsoft.QLinear{op}(q, a, z, c, u)",
+            f"{CODES}, {SECOND}",
+            result="uint8",
+        )
+        for op in (
+            "GlobalAveragePool",
+            "AveragePool<kernel_shape=[3,2], strides=[2,2]>",
+            "LeakyRelu<alpha=0.2>",
+            "Sigmoid",
+        )
+    },
+    "quantised concat": Case(
+        13,
+        f"{ENCODED} p = QuantizeLinear(w, b, v) "
+        "y = com.microsoft.QLinearConcat<axis=1>(c, u, q, a, z, p, b, v)",
+        "float a = {0.031}, uint8 z = {117}, float b = {0.057}, uint8 v = {3}, "
+        "float c = {0.077}, uint8 u = {99}",
+        "float[2,3,5,6] x, float[2,1,5,6] w",
+        "uint8",
+    ),
+    **{
+        f"quantise as ONNX Runtime: {dtype}": Case(
+            13,
+            "q = com.microsoft.QuantizeLinear(x, s, z) y = com.microsoft.DequantizeLinear(q, s, z)",
+            f"float s = {{0.013}}, {dtype} z = {{7}}",
+        )
+        for dtype in ("int8", "uint16")
     },
 }

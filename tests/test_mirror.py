@@ -59,14 +59,10 @@ THIRD_PARTY = [
 ]
 
 REFUSED = {
-    "models/c10_resnet20_int8_qdq": "DequantizeLinear .*opset 20",
-    "models/c10_tiny_resnet8_int8_qoperator": "QuantizeLinear .*opset 17",
     "corpus/cifar10_external_data_missing": "'features.0.weight' is still in an external data file",
     "corpus/cntk24_mnist_opset1": "Reshape of version 1 .*opset 1",
     "corpus/espcn_brevitas_quant": "Quant .*'onnx.brevitas'",
-    "corpus/grey96_cnn_int8": "QuantizeLinear",
     "corpus/points5_invalid_graph": "ShapeIndexPatch .*node '56'",
-    "corpus/shufflenet_v2_int8_qoperator": "QuantizeLinear",
     "corpus/silero_vad_16k_op15": "If .*'/model/decoder/If'",
     "corpus/superres_prepost_ortext_opset16": "DecodeImage .*'com.microsoft.extensions'",
 }

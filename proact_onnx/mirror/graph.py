@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from proact_onnx.errors import ModelError
 from proact_onnx.mirror.steps import Step, compile_steps
-from proact_onnx.mirror.tensors import to_tensor
+from proact_onnx.mirror.tensors import CODES, to_tensor
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,9 @@ class Mirror(nn.Module):
     buffers without gradient; a value computed from constants is computed once, so a later change
     of an initializer in place does not reach it. BatchNormalization and Dropout always act as in
     inference. ``.to(...)`` moves the buffers.
+
+    The codes of quantisers are floating-point tensors inside, so that gradients pass
+    (`proact_onnx.mirror.codes`).
 
     Args:
         model: The model, its external data loaded. It is not changed.
@@ -56,6 +59,11 @@ class Mirror(nn.Module):
         names = [value.name for value in model.graph.input]
         self.inputs = tuple(name for name in names if name not in constants)
         self.outputs = tuple(value.name for value in model.graph.output)
+        self._codes = {
+            value.name: CODES[value.type.tensor_type.elem_type]
+            for value in model.graph.output
+            if value.type.tensor_type.elem_type in CODES
+        }
         self.gates: dict[str, Callable[[Tensor], Tensor]] = {}
         self._plans: dict[tuple[frozenset[str], tuple[str, ...]], Plan] = {}
         self._steps = compile_steps(model, constants)
@@ -96,7 +104,10 @@ class Mirror(nn.Module):
                 f"{len(inputs)}: pass one tensor for each"
             )
         values = self.evaluate(dict(zip(self.inputs, inputs, strict=True)), self.outputs)
-        results = tuple(values[name] for name in self.outputs)
+        results = tuple(
+            values[name].to(self._codes[name]) if name in self._codes else values[name]
+            for name in self.outputs
+        )
         return results[0] if len(results) == 1 else results
 
     def evaluate(self, feeds: Mapping[str, Tensor], targets: Sequence[str]) -> dict[str, Tensor]:

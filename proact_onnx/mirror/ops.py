@@ -19,6 +19,8 @@ from proact_onnx.mirror import (
     ops_linear,
     ops_normalize,
     ops_pooling,
+    ops_qlinear,
+    ops_quantise,
     ops_reduce,
     ops_resize,
     ops_shape,
@@ -37,11 +39,16 @@ for _family in (
     ops_linear,
     ops_normalize,
     ops_pooling,
+    ops_qlinear,
+    ops_quantise,
     ops_reduce,
     ops_resize,
     ops_shape,
 ):
     TABLE |= _family.RULES
+
+# Operators that ONNX itself does not define. None of them has changed since version 1.
+_UNVERSIONED = {(domain, op) for domain, op, _ in TABLE if domain}
 
 
 def compile_node(
@@ -64,6 +71,8 @@ def compile_node(
     domain = "" if proto.domain == "ai.onnx" else proto.domain
     opset = opsets.get(domain, 1)
     node = Node(proto, domain, opset, constants, consumed)
+    if (domain, node.op) in _UNVERSIONED:
+        return node, TABLE[domain, node.op, 1](node)
     try:
         since = onnx.defs.get_schema(node.op, opset, domain).since_version
     except onnx.defs.SchemaError as error:

@@ -158,15 +158,19 @@ def _always(operation: Operation) -> Rule:
     return lambda node: operation
 
 
+MICROSOFT = "com.microsoft"
+"""Domain of the operators that ONNX Runtime adds to the standard's."""
+
+
 class RuleTable(dict[tuple[str, str, int], Rule]):
     """Rules by (domain, operator, version that introduced the semantics the rule follows)."""
 
-    def rule(self, op: str, since: int) -> Callable[[Rule], Rule]:
-        """Enter the decorated rule for a standard operator, from one of its versions on."""
+    def rule(self, op: str, since: int, domain: str = "") -> Callable[[Rule], Rule]:
+        """Enter the decorated rule for an operator, standard by default, from a version on."""
 
         def enter(rule: Rule) -> Rule:
-            assert ("", op, since) not in self, f"{op} of version {since} is entered twice"
-            self["", op, since] = rule
+            assert (domain, op, since) not in self, f"{op} of version {since} is entered twice"
+            self[domain, op, since] = rule
             return rule
 
         return enter

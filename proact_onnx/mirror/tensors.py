@@ -23,6 +23,12 @@ DTYPES: dict[int, torch.dtype] = {
     TensorProto.BOOL: torch.bool,
 }
 
+# Element types of codes that quantisers write; PyTorch has none of 4 or 2 bits.
+CODES: dict[int, torch.dtype] = {
+    element: DTYPES[element]
+    for element in (TensorProto.INT8, TensorProto.UINT8, TensorProto.INT16, TensorProto.UINT16)
+}
+
 
 def to_tensor(proto: TensorProto) -> Tensor:
     """Copy an ONNX tensor, shape and element type kept, to the CPU.
