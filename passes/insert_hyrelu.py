@@ -8,7 +8,7 @@ import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
 from passes.base import Pass
-from passes.edits import position, tensor_names
+from passes.edits import position, remove, tensor_names
 from passes.forms import (
     GATE_END,
     LESS_OR_EQUAL,
@@ -19,7 +19,7 @@ from passes.forms import (
 )
 from passes.monitor import Bound
 from passes.steps import Steps
-from passes.tent import Channels, channels_of, write_tent
+from passes.tent import Channels, channels_of, write_dense_tent, write_tent
 
 
 @dataclass(frozen=True)
@@ -65,9 +65,10 @@ class InsertHyReLU(Pass):
        ``Where(Less(0, m), m, 0)`` with ``m = min(r, 2 lambda - r)``. Rounding is monotone, so
        ``2 lambda - r`` is never below lambda where r is not above it, and such values pass
        unchanged to the last bit.
-    5. tent, the same function, as ``max(0, lambda - |x - lambda|)`` in convolutions, see
-       `passes.tent`: where x has channels that share a threshold. Elsewhere, and in float64, the
-       ramp stands. It passes values up to rounding in units of lambda, and a NaN passes.
+    5. tent, the same function, as ``max(0, lambda - |x - lambda|)``, see `passes.tent`: in
+       convolutions where x has channels that share a threshold, and behind a Gemm. Elsewhere, and
+       in float64, the ramp stands. It passes values up to rounding in units of lambda, and in
+       convolutions a NaN passes.
 
     Infinity gives 0 in all but saturate. So does NaN in hard, smooth and ramp, for no comparison
     with NaN holds.
@@ -132,8 +133,10 @@ class InsertHyReLU(Pass):
         channels = channels_of(threshold, site.extents) if self.form is Form.TENT else None
         if channels is not None:
             shifted = self._write_tent(graph, node, bounded, threshold, channels, steps)
-            self.bounds.append(Bound(site.tensor, shifted.name, site.threshold_name, shifted=True))
-            return
+            if shifted is not None:
+                bound = Bound(site.tensor, shifted.name, site.threshold_name, shifted=True)
+                self.bounds.append(bound)
+                return
         rectified = steps.take_over(node, bounded, "relu")
         write: Callable[[Steps, gs.Graph, gs.Tensor, gs.Tensor, gs.Tensor], None] = {
             Form.HARD: _hard,
@@ -155,18 +158,24 @@ class InsertHyReLU(Pass):
         threshold: gs.Constant,
         channels: Channels,
         steps: Steps,
-    ) -> gs.Tensor:
+    ) -> gs.Tensor | None:
         # The tent rectifies by itself.
         replaced = node.op == "Relu"
-        value = node.inputs[0] if replaced else steps.take_over(node, bounded, "relu")
-        shifted, convolution = write_tent(steps, graph, value, threshold, channels, bounded)
+        if channels.axes:
+            value = node.inputs[0] if replaced else steps.take_over(node, bounded, "relu")
+            shifted, source = write_tent(steps, graph, value, threshold, channels, bounded)
+        else:
+            value = node.inputs[0]
+            dense = replaced and write_dense_tent(steps, graph, value, threshold, channels, bounded)
+            if not dense:
+                return None
+            shifted, source = dense
         after = position(graph, node) + 1
         graph.nodes[after:after] = steps.nodes
-        before = position(graph, convolution or node)
+        before = position(graph, source or node)
         graph.nodes[before:before] = steps.folded
         if replaced:
-            node.inputs, node.outputs = [], []
-            del graph.nodes[position(graph, node)]
+            remove(graph, node)
         return shifted
 
     def _smooth(

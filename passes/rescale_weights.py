@@ -22,6 +22,7 @@ from passes.edits import (
 )
 from passes.fold_batchnorm import Refusal
 from passes.linear import LINEAR, Array, along_output, largest_by_channel
+from passes.undo import FACTOR, KERNEL
 
 # The largest factor on a weight: sums of enlarged products must stay far from the end of float32,
 # and no flip changes a weight of Q15.16 that is enlarged by it by more than 2^-5.
@@ -32,8 +33,6 @@ SCALE_SUFFIX = "/rescale/scale"
 COPY_SUFFIX = "/rescale/copy"
 # The lowest opset that has Where.
 RESCALE_OPSET = 9
-# Gemm may do without a bias from this opset on.
-_GEMM_WITHOUT_BIAS = 11
 
 
 @dataclass(frozen=True)
@@ -58,6 +57,11 @@ class Range:
     def unit(self) -> float:
         """What a scale is stored in, so that the largest lies just within the range."""
         return float(2.0 ** (self.bits - 1 - self.most))
+
+    @property
+    def largest(self) -> float:
+        """The largest scale, as it is stored."""
+        return float(2.0 ** (self.bits - 1))
 
 
 class Sharing(StrEnum):
@@ -104,7 +108,7 @@ class RescaleWeights(Pass):
     with ``s = 2^e`` for each output channel, or for the tensor, and e from 0 to 20 the largest that
     keeps ``s |w|`` below 2^15; ``t`` is the same for the whole bias. Powers of two change no digit
     of any product, sum or quotient. Stored are ``s w``, ``t b``, ``s / 64`` and ``t / 64``, and the
-    graph takes ``max(|stored|, 1/64) * 64`` for a scale: 1 is the smallest there is, whatever a
+    graph takes ``min(max(|stored|, 1/64), 2^14) * 64`` for a scale: from 1 to 2^20, whatever a
     fault made of the stored one. Other formats have other numbers for 15, 20 and 64, see `Range`:
     in floating point, where the largest weight of a channel comes to lie from 0.5 to 1, exponents
     have ones in all places but the first, so that few flips enlarge a weight. A scale is stored as
@@ -117,10 +121,11 @@ class RescaleWeights(Pass):
     1. Behind Conv and ConvTranspose, grouped ones included, the division and the bias are one
        depthwise convolution of extent 1, with weights 1 / s. Runtimes compute these once, when they
        load the model, and stay in the layout of their convolutions.
-    2. Gemm, and MatMul with a stored right-hand side, are followed by Div and Add. A Gemm before
-       opset 11 keeps a bias of zero.
+    2. Gemm, and MatMul with a stored right-hand side, are followed by Div. A Gemm adds its bias
+       enlarged, ``(linear(x, s w) + s (t b) / t) / s``.
     3. An Add of a constant behind a layer without a bias is its bias; it stays where it is.
-    4. What comes last of these writes the layer's original output name.
+    4. What comes last of these writes the layer's original output name. What follows from constants
+       alone stands before the layer.
 
     It refuses, with a reason, where the weight is not a finite float32 or float64 constant of this
     layer alone, or where a caller may override it. Float16 is refused because the enlarged sums
@@ -235,14 +240,17 @@ class _Rewriter:
         self._taken = tensor_names(graph) | {node.name for node in graph.nodes}
         self._constants: dict[str, gs.Constant] = {}
         self.biases: list[Refusal] = []
-        # By id of a node of the graph: the new nodes behind it.
-        self._behind: dict[int, list[gs.Node]] = {}
+        # By id of a node of the graph: what follows from constants, and the new node behind it.
+        self._before: dict[int, list[gs.Node]] = {}
+        self._behind: dict[int, gs.Node] = {}
 
     def nodes(self) -> list[gs.Node]:
         """All nodes, the new ones in their places."""
         placed = []
         for node in self._graph.nodes:
-            placed += [node, *self._behind.get(id(node), [])]
+            placed += [*self._before.get(id(node), []), node]
+            if id(node) in self._behind:
+                placed.append(self._behind[id(node)])
         return placed
 
     def rescale(self, node: gs.Node) -> str | None:
@@ -256,21 +264,29 @@ class _Rewriter:
         if bias is None and input_at(node, 2) is not None and node.attrs.get("beta", 1.0) != 1.0:
             raise _NotRescalableError(f"its bias {node.inputs[2].name!r} is multiplied by beta")
         weight.values = values * along_output(node, values, factor)
-        steps = self._behind.setdefault(id(node), [])
+        folded = self._before[id(node)] = []
         output = node.outputs[0]
-        stored_bias = None if bias is None else self._scale_bias(bias, steps)
+        stored_bias = None if bias is None else self._scale_bias(bias, folded)
         product = self._variable(output, "product")
         node.outputs = [product]
         prefix = f"{node.name or output.name}/rescale/"
-        # What the layer itself added is added behind it now.
         own = input_at(node, 2) if node.op in LINEAR else None
         added = stored_bias if bias is not None and bias.reader is node else own
         node.inputs = node.inputs[:2]
+        scale, steps = self._scale(prefix, output.name, factor)
+        folded += steps
         if node.op in ("Conv", "ConvTranspose"):
-            channels = largest_by_channel(node, values).size
-            steps += self._depthwise(prefix, product, output, factor, channels, added)
+            shape = [largest_by_channel(node, values).size, *[1] * (values.ndim - 1)]
+            kernel = self._kernel(prefix, output, scale, shape if not factor.ndim else None, folded)
+            inputs = [product, kernel] if added is None else [product, kernel, added]
+            undo = self._node("Conv", prefix, inputs, output)
+            undo.attrs = {"group": shape[0], "kernel_shape": shape[2:]}
         else:
-            steps += self._divided(prefix, node, product, output, factor, added)
+            if added is not None:
+                node.attrs.pop("beta", None)
+                node.inputs.append(self._enlarged(prefix, output, added, scale, folded))
+            undo = self._node("Div", prefix, [product, scale], output)
+        self._behind[id(node)] = undo
         return f"{output.name}{SCALE_SUFFIX}"
 
     def survey(self, node: gs.Node) -> StoredLayer:
@@ -293,51 +309,39 @@ class _Rewriter:
             raise _NotRescalableError(f"its weight {weight.name!r} is a vector")
         return values
 
-    def _depthwise(
+    def _kernel(
         self,
         prefix: str,
-        product: gs.Tensor,
         output: gs.Tensor,
-        factor: Array,
-        channels: int,
-        bias: gs.Tensor | None,
-    ) -> list[gs.Node]:
-        """Divide each channel of a convolution, and add its bias."""
-        axes = len(product.inputs[0].inputs[1].shape)
-        scale, steps = self._scale(prefix, output.name, factor)
-        kernel = self._variable(output, "kernel", scale)
+        scale: gs.Tensor,
+        shape: list[int] | None,
+        steps: list[gs.Node],
+    ) -> gs.Tensor:
+        """The weights 1 / s of a depthwise convolution; a single scale is spread to a shape."""
+        kernel = self._variable(output, KERNEL, scale)
         steps.append(self._node("Reciprocal", prefix, [scale], kernel))
-        if not factor.ndim:
-            shape = np.array([channels, *[1] * (axes - 1)], np.int64)
-            extents = self._shared(f"rescale/extents/{'x'.join(map(str, shape))}", shape)
-            expanded = self._variable(output, "kernels", scale)
-            steps.append(self._node("Expand", prefix, [kernel, extents], expanded))
-            kernel = expanded
-        inputs = [product, kernel] if bias is None else [product, kernel, bias]
-        convolution = self._node("Conv", prefix, inputs, output)
-        convolution.attrs = {"group": channels, "kernel_shape": [1] * (axes - 2)}
-        return [*steps, convolution]
+        if shape is None:
+            return kernel
+        name = f"rescale/extents/{'x'.join(map(str, shape))}"
+        expanded = self._variable(output, KERNEL, scale)
+        extents = self._shared(name, np.array(shape, np.int64))
+        steps.append(self._node("Expand", prefix, [kernel, extents], expanded))
+        return expanded
 
-    def _divided(
+    def _enlarged(
         self,
         prefix: str,
-        node: gs.Node,
-        product: gs.Tensor,
         output: gs.Tensor,
-        factor: Array,
-        bias: gs.Tensor | None,
-    ) -> list[gs.Node]:
-        """Divide the product of a dense layer, and add its bias where the layer added one."""
-        scale, steps = self._scale(prefix, output.name, factor)
-        divided = output if bias is None else self._variable(output, "divided")
-        steps.append(self._node("Div", prefix, [product, scale], divided))
-        if bias is not None:
-            node.attrs.pop("beta", None)
-            if self._graph.opset < _GEMM_WITHOUT_BIAS:
-                zero = np.zeros((), factor.dtype)
-                node.inputs.append(self._shared(f"rescale/zero/{zero.dtype}", zero))
-            steps.append(self._node("Add", prefix, [divided, bias], output))
-        return steps
+        bias: gs.Tensor,
+        scale: gs.Tensor,
+        steps: list[gs.Node],
+    ) -> gs.Tensor:
+        """Multiply a bias by what the product that it is added to is divided by."""
+        # The name says that a bias is read here, where it is stored as it is.
+        owner = bias if isinstance(bias, gs.Constant) else output
+        enlarged = self._variable(owner, "enlarged", bias)
+        steps.append(self._node("Mul", prefix, [bias, scale], enlarged))
+        return enlarged
 
     def _largest(self, node: gs.Node, weight: Array) -> Array:
         """Largest weights among those that share a factor, of a shape to divide the product by."""
@@ -390,8 +394,9 @@ class _Rewriter:
 
     def _scale(self, prefix: str, owner: str, factor: Array) -> tuple[gs.Tensor, list[gs.Node]]:
         """Store a factor; returns what is to be divided by, and the steps to it."""
-        unit = self._shared(
-            f"rescale/unit/{factor.dtype}", np.asarray(self._range.unit, factor.dtype)
+        unit, largest = (
+            self._shared(f"rescale/{role}/{factor.dtype}", np.asarray(value, factor.dtype))
+            for role, value in (("unit", self._range.unit), ("largest", self._range.largest))
         )
         steps: list[gs.Node] = []
 
@@ -409,8 +414,9 @@ class _Rewriter:
         if len(copies) > 1:
             lower, higher = (add(op, copies[:2], "pair") for op in ("Min", "Max"))
             stored = add("Max", [lower, add("Min", [higher, copies[2]], "lower")], "median")
-        bounded = add("Max", [add("Abs", [stored], "magnitude"), unit], "bounded")
-        return add("Div", [bounded, unit], "factor"), steps
+        raised = add("Max", [add("Abs", [stored], "magnitude"), unit], "raised")
+        bounded = add("Min", [raised, largest], "bounded")
+        return add("Div", [bounded, unit], FACTOR), steps
 
     def _bias(self, node: gs.Node) -> _Bias | None:
         """The bias of a layer, where it can be stored enlarged."""

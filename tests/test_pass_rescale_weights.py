@@ -5,7 +5,7 @@ import pytest
 
 from passes import Range, RescaleWeights, Sharing, run_passes
 from passes.base import PassError
-from proact_onnx.faults import parse_format
+from proact_onnx.faults import fault_space, parse_format
 from proact_onnx.model import SCALE_SUFFIX
 from tests.numerics import Array, operators, parse, random_feed, run, run_reference
 
@@ -120,8 +120,8 @@ def test_changes_no_output(model: onnx.ModelProto, sharing: Sharing) -> None:
     assert_unchanged(model, sharing)
 
 
-def test_convolutions_have_the_same_bits_in_onnx_runtime() -> None:
-    model = convolution(bias=normal(6, scale=1))
+@pytest.mark.parametrize("model", [convolution(bias=normal(6, scale=1)), gemm()])
+def test_layers_have_the_same_bits_in_onnx_runtime(model: onnx.ModelProto) -> None:
     result, _ = rescaled(model)
     feed = random_feed(model)
     np.testing.assert_array_equal(run(result, feed)[0], run(model, feed)[0])
@@ -197,6 +197,28 @@ def test_a_faulty_scale_of_a_channel_leaves_outputs_finite(fault: float) -> None
     assert np.isfinite(after).all()
     others = [0, 1, 3, 4, 5]
     np.testing.assert_array_equal(after[:, others], before[:, others])
+
+
+@pytest.mark.parametrize("fault", [0.0, -1e30, np.inf])
+@pytest.mark.parametrize("bits", [15, 0])
+def test_a_faulty_scale_of_a_neuron_leaves_outputs_finite(bits: int, fault: float) -> None:
+    """A scale counts as 1 at least and as 2^20 at most, in floating point, too."""
+    model = gemm()
+    limits = Range(bits)
+    result, _ = run_passes(model, [RescaleWeights(range=limits)])
+    feed = random_feed(model)
+    scale = stored(result, "y/rescale/scale").copy()
+    own = scale[2] / limits.unit
+    scale[2] = fault
+    [before], [after] = (
+        run(model, feed),
+        run(with_stored(result, **{"y/rescale/scale": scale}), feed),
+    )
+    np.testing.assert_allclose(np.delete(after, 2, 1), np.delete(before, 2, 1), atol=1e-6)
+    bias = stored(model, "b")[2]
+    counted = 2.0**20 if fault else 1.0
+    wanted = bias + (before[:, 2] - bias) * own / counted
+    np.testing.assert_allclose(after[:, 2], wanted, rtol=1e-4, atol=1e-6)
 
 
 def test_the_sign_of_a_scale_does_not_matter() -> None:
@@ -343,6 +365,20 @@ def test_a_bias_that_cannot_be_enlarged_stays_as_it_is(reason: str) -> None:
     assert {kept.reason for kept in step.biases} == {reason}
     if "b" in weights:
         np.testing.assert_array_equal(stored(result, "b"), weights["b"])
+
+
+def test_a_bias_of_two_dense_layers_is_enlarged_as_they_add_it() -> None:
+    text = f"""{HEAD.format(opset=17)} net (float[N, 4] x) => (float[N, 4] y)
+    {{ a = Gemm(x, w, b)  y = Gemm(a, v, b) }}"""
+    model = parse(text, w=normal(4, 4), v=normal(4, 4), b=normal(4))
+    assert_unchanged(model)
+    result, step = rescaled(model)
+    assert {kept.reason for kept in step.biases} == {"its bias 'b' is shared with another node"}
+    before, after = (
+        next(p for p in fault_space(each, 32).parameters if p.name == "b")
+        for each in (model, result)
+    )
+    assert (after.kind, after.layer) == (before.kind, before.layer)
 
 
 @pytest.mark.parametrize("shape", [(3, 1), (1, 1)])
