@@ -41,12 +41,6 @@ def position(graph: gs.Graph, node: gs.Node) -> int:
     return next(index for index, other in enumerate(graph.nodes) if other is node)
 
 
-def remove(graph: gs.Graph, node: gs.Node) -> None:
-    """Take this very node out of a graph; readers of what it wrote stay where they are."""
-    node.inputs, node.outputs = [], []
-    del graph.nodes[position(graph, node)]
-
-
 def tensor_names(graph: gs.Graph) -> set[str]:
     """Names of every tensor of the graph and of its subgraphs."""
     names = set(graph.tensors())

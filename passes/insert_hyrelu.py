@@ -8,7 +8,7 @@ import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
 from passes.base import Pass
-from passes.edits import position, remove, tensor_names
+from passes.edits import position, tensor_names
 from passes.forms import (
     GATE_END,
     LESS_OR_EQUAL,
@@ -175,7 +175,8 @@ class InsertHyReLU(Pass):
         before = position(graph, source or node)
         graph.nodes[before:before] = steps.folded
         if replaced:
-            remove(graph, node)
+            node.inputs, node.outputs = [], []
+            del graph.nodes[position(graph, node)]
         return shifted
 
     def _smooth(

@@ -124,8 +124,7 @@ class RescaleWeights(Pass):
     2. Gemm, and MatMul with a stored right-hand side, are followed by Div. A Gemm adds its bias
        enlarged, ``(linear(x, s w) + s (t b) / t) / s``.
     3. An Add of a constant behind a layer without a bias is its bias; it stays where it is.
-    4. What comes last of these writes the layer's original output name. What follows from constants
-       alone stands before the layer.
+    4. What comes last of these writes the layer's original output name.
 
     It refuses, with a reason, where the weight is not a finite float32 or float64 constant of this
     layer alone, or where a caller may override it. Float16 is refused because the enlarged sums
@@ -240,17 +239,15 @@ class _Rewriter:
         self._taken = tensor_names(graph) | {node.name for node in graph.nodes}
         self._constants: dict[str, gs.Constant] = {}
         self.biases: list[Refusal] = []
-        # By id of a node of the graph: what follows from constants, and the new node behind it.
+        # By id of a node of the graph: the new nodes before and behind it.
         self._before: dict[int, list[gs.Node]] = {}
-        self._behind: dict[int, gs.Node] = {}
+        self._behind: dict[int, list[gs.Node]] = {}
 
     def nodes(self) -> list[gs.Node]:
         """All nodes, the new ones in their places."""
         placed = []
         for node in self._graph.nodes:
-            placed += [*self._before.get(id(node), []), node]
-            if id(node) in self._behind:
-                placed.append(self._behind[id(node)])
+            placed += [*self._before.get(id(node), []), node, *self._behind.get(id(node), [])]
         return placed
 
     def rescale(self, node: gs.Node) -> str | None:
@@ -264,7 +261,7 @@ class _Rewriter:
         if bias is None and input_at(node, 2) is not None and node.attrs.get("beta", 1.0) != 1.0:
             raise _NotRescalableError(f"its bias {node.inputs[2].name!r} is multiplied by beta")
         weight.values = values * along_output(node, values, factor)
-        folded = self._before[id(node)] = []
+        folded: list[gs.Node] = []
         output = node.outputs[0]
         stored_bias = None if bias is None else self._scale_bias(bias, folded)
         product = self._variable(output, "product")
@@ -282,11 +279,12 @@ class _Rewriter:
             undo = self._node("Conv", prefix, inputs, output)
             undo.attrs = {"group": shape[0], "kernel_shape": shape[2:]}
         else:
+            undo = self._node("Div", prefix, [product, scale], output)
             if added is not None:
                 node.attrs.pop("beta", None)
                 node.inputs.append(self._enlarged(prefix, output, added, scale, folded))
-            undo = self._node("Div", prefix, [product, scale], output)
-        self._behind[id(node)] = undo
+                self._before[id(node)], folded = folded, []
+        self._behind[id(node)] = [*folded, undo]
         return f"{output.name}{SCALE_SUFFIX}"
 
     def survey(self, node: gs.Node) -> StoredLayer:

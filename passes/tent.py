@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from passes.edits import in_default_domain, input_at, remove
+from passes.edits import in_default_domain, input_at, position
 from passes.steps import Steps
 from passes.undo import only_writer, undone
 
@@ -132,7 +132,7 @@ def write_dense_tent(
     if layer is not None and source is not None:
         factor = source.inputs[1]
         limits = steps.fold("Mul", [limits, factor], "enlarged")
-        remove(graph, source)
+        _replace(graph, source, layer)
     gemm.inputs = [*gemm.inputs[:2], _lowered(steps, gemm, bias, limits)]
     gemm.outputs = [shifted]
     steps.finish("LeakyRelu", [shifted], distance, alpha=-1.0)
@@ -175,8 +175,15 @@ def _shift(
     flat = steps.fold("Reshape", [inverse, steps.extents([channels.count])], "inverse")
     enlarged = steps.fold("Div", [_lowered(steps, layer, bias, limits), flat], "enlarged")
     layer.inputs = [*layer.inputs[:2], enlarged]
-    remove(graph, source)
+    _replace(graph, source, layer)
     return layer, steps.fold("Neg", [inverse], "kernel")
+
+
+def _replace(graph: gs.Graph, undo: gs.Node, layer: gs.Node) -> None:
+    """Let a layer stand where its product was divided: behind what follows from the scales."""
+    del graph.nodes[position(graph, layer)]
+    graph.nodes[position(graph, undo)] = layer
+    undo.inputs, undo.outputs = [], []
 
 
 def _shifts_channels(node: gs.Node, channels: Channels) -> bool:

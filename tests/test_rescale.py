@@ -7,6 +7,7 @@ import onnx
 import pytest
 
 import passes
+from proact_onnx.activations import find_activations
 from proact_onnx.data import Dataset, Preprocessing, load_dataset
 from proact_onnx.errors import ModelError, SettingsError
 from proact_onnx.faults import (
@@ -22,8 +23,9 @@ from proact_onnx.harden import HardenReport, harden
 from proact_onnx.inspection import inspect_model
 from proact_onnx.model import COPY_SUFFIX, SCALE_SUFFIX, is_copy, is_scale, load_model
 from proact_onnx.progress import LogReporter
-from proact_onnx.rewrite import Sharing, prepare, rescale
+from proact_onnx.rewrite import Form, Sharing, insert, prepare, rescale
 from proact_onnx.settings import HardenSettings
+from proact_onnx.thresholds import Thresholds
 from proact_onnx.verify import verify
 from tests.command_line import Command
 from tests.numerics import operators, parse, random_feed, run, run_reference
@@ -127,6 +129,24 @@ def test_faults_hit_the_same_places(faults: str, pair: dict[str, HardenReport]) 
         drawn.append({name: [part.tolist() for part in parts] for name, parts in words.items()})
     assert drawn[0] == drawn[1]
     assert drawn[0]
+
+
+@pytest.mark.parametrize("sharing", list(Sharing))
+def test_a_tent_keeps_the_order_of_rescaled_parameters(sharing: Sharing, digits_dir: Path) -> None:
+    """Its thresholds go into biases that are computed before the layers that add them."""
+    plain = prepare(load_model(digits_dir / "digits.onnx")).model
+    limits = {a.tensor: np.array(1.0, np.float32) for a in find_activations(plain)}
+    bounded = insert(rescale(plain, sharing).model, Thresholds(limits), Form.TENT).model
+    before, after = (
+        [
+            (p.name, p.kind, p.layer)
+            for p in fault_space(model, 32).parameters
+            if not p.kind.is_added
+        ]
+        for model in (plain, bounded)
+    )
+    assert len(before) == 16
+    assert after == before
 
 
 def test_stored_numbers_fit_the_papers_format(pair: dict[str, HardenReport]) -> None:

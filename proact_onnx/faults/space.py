@@ -37,6 +37,8 @@ _FLOATS = (
 # unless it is a threshold that hardening stored.
 _STRUCTURAL = frozenset({"Clip", "Dropout", "OneHot", "Pad", "Range", "Resize", "Upsample"})
 
+# Where Conv and Gemm read a bias.
+_BIAS = 2
 _BIAS_INPUTS: Mapping[str, frozenset[int]] = {
     "Conv": frozenset({2}),
     "ConvTranspose": frozenset({2}),
@@ -190,11 +192,12 @@ def fault_space(model: onnx.ModelProto, width: int | None) -> FaultSpace:
             those of its own type. Quantised parameters always have their own.
 
     Returns:
-        The fault space, in the order in which the graph first reads its parameters.
+        The fault space, in the order in which the graph first reads its parameters; the weights of
+        a layer come before what rescaling computes its bias from.
     """
     stored = _stored(model.graph)
     readers: dict[str, list[tuple[onnx.NodeProto, int]]] = defaultdict(list)
-    for node in _walk(model.graph):
+    for node in _layers_first(list(_walk(model.graph))):
         for position, name in enumerate(node.input):
             if name in stored and not _structural(node, position, stored[name]):
                 readers[name].append((node, position))
@@ -286,6 +289,32 @@ def _walk(graph: onnx.GraphProto) -> Iterable[onnx.NodeProto]:
         for attribute in node.attribute:
             for body in [attribute.g, *attribute.graphs]:
                 yield from _walk(body)
+
+
+def _layers_first(nodes: Sequence[onnx.NodeProto]) -> list[onnx.NodeProto]:
+    """Put layers before the nodes that compute an enlarged bias for them.
+
+    So weights and biases have the same order with rescaling and without, and a fixed number of
+    flips hits the same ones.
+    """
+    written = {name: place for place, node in enumerate(nodes) for name in node.output}
+
+    def ahead(name: str) -> dict[str, int]:
+        """What hardening computes a tensor from, itself included, and where."""
+        if name not in written or not (HYRELU in name or RESCALE in name):
+            return {}
+        found = {name: written[name]}
+        for read in nodes[written[name]].input:
+            found |= ahead(read)
+        return found
+
+    places = [(place, 1) for place in range(len(nodes))]
+    for place, node in enumerate(nodes):
+        if node.op_type in ("Conv", "Gemm") and len(node.input) > _BIAS:
+            found = ahead(node.input[_BIAS])
+            if any(RESCALE in name for name in found):
+                places[place] = (min(found.values()), 0)
+    return [nodes[place] for place in sorted(range(len(nodes)), key=places.__getitem__)]
 
 
 def _structural(node: onnx.NodeProto, position: int, stored: _Stored) -> bool:
