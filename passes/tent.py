@@ -104,7 +104,8 @@ def write_dense_tent(
 
     The threshold goes into the Gemm's bias, and LeakyRelu is computed with the Gemm. What is left
     is ``lambda - distance``, where ``distance`` is divided by s if weights are rescaled, and
-    ThresholdedRelu with alpha 0 in place of Relu, which gives 0 for NaN.
+    ThresholdedRelu with alpha 0 before Relu: the one gives 0 for NaN in ONNX Runtime, the other in
+    OpenVINO, where ThresholdedRelu makes NaN of minus infinity.
 
     Args:
         steps: Takes the nodes.
@@ -139,7 +140,9 @@ def write_dense_tent(
     if factor is not None:
         distance = steps.add("Div", [distance, factor], "divided")
     steps.finish("Sub", [threshold, distance], below)
-    steps.finish("ThresholdedRelu", [below], bounded, alpha=0.0)
+    known = gs.Variable(steps.name("known"), dtype=bounded.dtype, shape=bounded.shape)
+    steps.finish("ThresholdedRelu", [below], known, alpha=0.0)
+    steps.finish("Relu", [known], bounded)
     return shifted, gemm
 
 

@@ -163,8 +163,8 @@ def test_a_dense_layer_has_a_tent_of_its_own(
     assert (wanted == 0).any()
     np.testing.assert_allclose(compute(bounded, feed)[0], wanted, atol=4e-6)
     divided = ["Div"] if before else []
-    assert operators(bounded)[-4 - len(divided) :] == [
-        "Gemm", "LeakyRelu", *divided, "Sub", "ThresholdedRelu"
+    assert operators(bounded)[-5 - len(divided) :] == [
+        "Gemm", "LeakyRelu", *divided, "Sub", "ThresholdedRelu", "Relu"
     ]  # fmt: skip
 
 
@@ -315,4 +315,4 @@ def test_onnx_runtime_keeps_it_in_its_blocked_layout(tmp_path: Path) -> None:
 def test_onnx_runtime_computes_leakyrelu_within_a_gemm(tmp_path: Path) -> None:
     bounded = tent(dense(DENSE["plain"]), BY_NEURON, RescaleWeights(), extents=(4,))
     found = optimised_operators(bounded, tmp_path / "optimised.onnx")
-    assert found == ["FusedGemm", "Div", "Sub", "ThresholdedRelu"]
+    assert found == ["FusedGemm", "Div", "Sub", "ThresholdedRelu", "Relu"]
