@@ -196,7 +196,7 @@ def test_behind_other_dense_values_the_ramp_stands(body: str) -> None:
     held = {name: np.asarray(v) for name, v in held.items() if f" {name}" in body}
     model = parse(f"{HEAD} net (float[N, 4] x) => (float[N, 4] y) {{ {body} }}", **held)
     bounded = tent(model, BY_NEURON, extents=(4,))
-    assert operators(bounded)[-4:] == ["Add", "Sub", "Min", "ThresholdedRelu"]
+    assert operators(bounded)[-5:] == ["Add", "Sub", "Max", "Min", "ThresholdedRelu"]
     feed = {"x": 2 * normal(8, 4)}
     np.testing.assert_allclose(
         run(bounded, feed)[0], expected(run(model, feed)[0], BY_NEURON), atol=4e-6
