@@ -147,7 +147,7 @@ def verify(
     reporter.begin("comparing", len(images))
     start = 0
     wanted = [bounded.outputs[0], *(bound.rectified for bound in bounds)]
-    sizes = bounded.batch_sizes(images)
+    sizes = bounded.calls(images).sizes(len(images))
     for size, (output, *rectified) in zip(sizes, bounded.stream(images, wanted), strict=True):
         part = slice(start, start + size)
         scores.append(output)

@@ -8,8 +8,8 @@ import onnx
 import onnxruntime
 import pytest
 
-from proact_onnx.engine import Provider, Session, choose_engine
-from proact_onnx.engine.session import batches, create_session
+from proact_onnx.engine import Calls, Provider, Session, choose_engine
+from proact_onnx.engine.session import create_session
 from proact_onnx.errors import ModelError, SettingsError
 from proact_onnx.model import ModelInput, load_model
 from tests.numerics import parse, run
@@ -50,8 +50,8 @@ def test_named_outputs_stream_in_batches() -> None:
 
 
 def cut(count: int, fixed: int | None, size: int) -> Iterator[tuple[np.ndarray, int]]:
-    shape = ModelInput("x", (fixed, 4), np.dtype(np.float32))
-    return batches(images(count), shape, size)
+    declared = ModelInput("x", (fixed, 4), np.dtype(np.float32))
+    return Calls.of([declared], images(count), size).cut(images(count))
 
 
 def test_a_fixed_batch_is_filled_up_with_the_last_image() -> None:

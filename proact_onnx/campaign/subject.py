@@ -19,6 +19,7 @@ from proact_onnx.campaign.judge import ClassJudge, ElementJudge, PerClass
 from proact_onnx.data import Dataset, Preprocessing, check_labels, prepare_inputs
 from proact_onnx.engine import (
     EXTENSIONS,
+    Calls,
     FaultEngine,
     PrefixCache,
     Provider,
@@ -46,7 +47,7 @@ from proact_onnx.faults import (
     spell_storage,
 )
 from proact_onnx.messages import put_together, take_apart
-from proact_onnx.model import image_input, load_model, model_digest
+from proact_onnx.model import load_model, model_digest, model_inputs
 from proact_onnx.monitor import Flags, Monitor, read_monitor, separate_counts
 from proact_onnx.progress import Reporter
 from proact_onnx.rewrite import prepare as prepare_model
@@ -231,14 +232,11 @@ class Subject:
         added = sum(p.size for p in stored.parameters if p.kind.is_added)
         parameters = parameter_count(self.model)
         self.memory_overhead = memory_overhead(added, parameters) if parameters else 0.0
-        self._input = image_input(self.model)
+        self._inputs = model_inputs(self.model)
         self._prepared = prepared
-        # All images are prepared for the golden run; the first shows whether they fit.
-        if not prepared and self.prepare(data.images[:1]).dtype.names is not None:
-            raise ModelError(
-                f"campaigns choose images for every batch, and {model.name} is given whole calls: "
-                "give a model whose input is a batch"
-            )
+        if not prepared:
+            # All are prepared for the golden run; the first shows whether they fit.
+            self.prepare(data.images[:1])
 
     @functools.cached_property
     def identity(self) -> dict[str, Any]:
@@ -412,8 +410,7 @@ class Subject:
 
     def _prove(self, engine: FaultEngine, outputs: Array) -> None:
         """Compare an engine with scores from elsewhere, in batches as they were made there."""
-        declared = self._input.shape[0] if self._input.shape else None
-        batch = declared or self.arguments[2]
+        batch = Calls.of(self._inputs, self.images, self.arguments[2]).size
         starts = np.arange(0, len(self.images), batch)
         looked_at = np.linspace(0, len(starts) - 1, min(len(starts), _PROOF_BATCHES)).astype(int)
         for start in starts[looked_at]:
@@ -486,4 +483,4 @@ class Subject:
 
     def prepare(self, images: Array) -> Array:
         """Turn images as stored into the model's input, ``[N, ...]``."""
-        return prepare_inputs(images, self._preprocessing, [self._input])
+        return prepare_inputs(images, self._preprocessing, self._inputs)

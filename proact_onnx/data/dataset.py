@@ -83,6 +83,8 @@ class Dataset:
     def digest(self) -> str:
         """SHA-256, in hexadecimal, over type, shape and bytes of the images and of the labels.
 
+        Of data for several inputs, names, types and bytes of all of them count.
+
         Two datasets with the same digest hold the same data; the source is not part of it.
         """
         digest = hashlib.sha256()
@@ -90,9 +92,14 @@ class Dataset:
             if array is None:
                 digest.update(b"none;")
                 continue
-            digest.update(f"{array.dtype.str}{array.shape};".encode())
+            digest.update(f"{_spell_type(array.dtype)}{array.shape};".encode())
             digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
         return digest.hexdigest()
+
+
+def _spell_type(dtype: np.dtype[Any]) -> str:
+    """Spell a type; of records with several fields, the names and types of all of them."""
+    return str(dtype.descr) if dtype.names and len(dtype.names) > 1 else dtype.str
 
 
 def split_disjoint(dataset: Dataset, sizes: Sequence[int], seed: int) -> list[Dataset]:

@@ -75,6 +75,8 @@ def prepare_inputs(images: Array, preprocessing: Preprocessing, inputs: Sequence
     Raises:
         DataError: If the data does not fit the inputs.
     """
+    if not inputs:
+        raise DataError("the model has no input that data could be fed to: export it with one")
     if images.dtype.names is None:
         if len(inputs) != 1:
             names = ", ".join(each.name for each in inputs)
@@ -107,11 +109,24 @@ def prepare_inputs(images: Array, preprocessing: Preprocessing, inputs: Sequence
             "some arrays hold a sample of a batch and others all that a call is given: give all "
             "inputs of the model with the axes they have in a call, and one in front for the calls"
         )
+    if whole == {False}:
+        _check_batch(inputs)
     fields = [(each.name, each.dtype, images.dtype[each.name].shape) for each in inputs]
     prepared: Array = np.empty(len(images), np.dtype(fields))
     for each in inputs:
         prepared[each.name] = images[each.name]
     return prepared
+
+
+def _check_batch(inputs: Sequence[Input]) -> None:
+    """Find out whether the first axes of all inputs can be one batch."""
+    stated = {each.name: each.shape[0] for each in inputs if each.shape[0] is not None}
+    if len(set(stated.values())) > 1:
+        spelled = ", ".join(f"{name} {extent}" for name, extent in stated.items())
+        raise DataError(
+            f"the first axes of the model's inputs are no batch, for they differ ({spelled}): give "
+            "all inputs with the axes they have in a call, and one in front for the calls"
+        )
 
 
 def _check(wanted: Input, field: np.dtype[Any]) -> None:

@@ -1,5 +1,6 @@
 """Running models in ONNX Runtime: sessions, fault engines, profiles and what outputs mean."""
 
+from proact_onnx.engine.calls import Calls
 from proact_onnx.engine.cuts import Workload
 from proact_onnx.engine.latency import latency_ratios
 from proact_onnx.engine.metrics import Predictions, chance_warning, is_classifier, top1
@@ -24,6 +25,7 @@ __all__ = [
     "EXTENSIONS",
     "ActivationProfile",
     "BatchRunner",
+    "Calls",
     "ChosenEngine",
     "FaultEngine",
     "Predictions",

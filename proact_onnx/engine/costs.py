@@ -8,9 +8,10 @@ import onnx
 from onnx import numpy_helper
 
 from proact_onnx.activations import tensor_types
-from proact_onnx.engine.session import Array, Provider, batches, create_session, session_options
+from proact_onnx.engine.calls import Calls
+from proact_onnx.engine.session import Array, Provider, create_session, session_options
 from proact_onnx.messages import node_reads, without_weights
-from proact_onnx.model import image_input
+from proact_onnx.model import model_inputs
 from proact_onnx.rewrite import expose
 
 # Of convolutions, the input that holds the weights.
@@ -25,18 +26,21 @@ class Costs:
 
     Shape inference leaves many shapes open that a graph computes, such as those behind a padded
     skip connection. Running one image, and two, leaves none open and shows which axis is the batch.
+    An image stands for a sample of all inputs that comes in a batch with others.
 
     Args:
         model: The model.
         images: Preprocessed images, ``[N, ...]``; at most two are used.
 
     Raises:
-        ModelError: If the model does not have one input for images, or ONNX Runtime refuses it.
+        ModelError: If ONNX Runtime refuses the model.
     """
 
     def __init__(self, model: onnx.ModelProto, images: Array) -> None:
-        declared = image_input(model)
-        self._fixed_batch = declared.shape[0]
+        inputs = model_inputs(model)
+        calls = Calls.of(inputs, images, 1)
+        self._fixed_batch = calls.size if calls.filled else None
+        declared = next((i for i in inputs if i.shape[0] == self._fixed_batch), inputs[0])
         [info] = (info for info in model.graph.input if info.name == declared.name)
         self._axis = info.type.tensor_type.shape.dim[0]
         self._stored: dict[str, tuple[tuple[int, ...], int]] = {
@@ -62,11 +66,13 @@ class Costs:
         self._shapes: dict[int, dict[str, tuple[int, ...]]] = {}
         for count in (1, 2):
             some = images[np.arange(count) % len(images)]
-            batch, _ = next(batches(some, declared, count))
-            values = session.run(tensors, {declared.name: batch, **weights})
+            batch, _ = next(Calls.of(inputs, images, count).cut(some))
+            feeds = calls.feeds(batch)
+            values = session.run(tensors, {**feeds, **weights})
             shapes = {name: np.shape(value) for name, value in zip(tensors, values, strict=True)}
-            self._shapes[count] = {**shapes, declared.name: batch.shape}
-        self._kinds[declared.name] = onnx.helper.np_dtype_to_tensor_dtype(declared.dtype)
+            self._shapes[count] = shapes | {name: fed.shape for name, fed in feeds.items()}
+        for each in inputs:
+            self._kinds[each.name] = onnx.helper.np_dtype_to_tensor_dtype(each.dtype)
 
     def elements(self, tensor: str) -> int:
         """Elements that belong to one image; of an initializer, all."""

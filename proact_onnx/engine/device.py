@@ -1,25 +1,26 @@
 """An engine for any provider: parameters are graph inputs that stay on the device."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import onnx
 import onnxruntime as ort
 from onnx import numpy_helper
 
+from proact_onnx.engine.calls import Calls
 from proact_onnx.engine.memory import DeviceMemory, aligned_copy
 from proact_onnx.engine.session import (
     Array,
     Indices,
     Provider,
-    batches,
     create_session,
     running_provider,
     session_options,
     stopped,
 )
 from proact_onnx.messages import weights_as_inputs
-from proact_onnx.model import image_input, output_names
+from proact_onnx.model import model_inputs, output_names
 
 # Data sets up to this size stay on the device.
 _RESIDENT_BYTES = 2 << 30
@@ -60,14 +61,14 @@ class DeviceEngine:
         self._memory = DeviceMemory(self.provider)
         for dtype in {values.dtype for values in stored.values()}:
             self._memory.check_overwriting(dtype)
-        self._input = image_input(model)
+        self._inputs = model_inputs(model)
         self._outputs = output_names(model)
         self._batch_size = batch_size
         self._binding = self._session.io_binding()
         self._values = {name: self._memory.place(values) for name, values in stored.items()}
         for name, value in self._values.items():
             self._binding.bind_ortvalue_input(name, value)
-        self._data_set: tuple[Array, ort.OrtValue] | None = None
+        self._data_set: _DataSet | None = None
 
     def run(self, images: Array, chosen: Indices | None = None) -> Array:
         """Return the model's first output for images with the parameters as they are now.
@@ -91,20 +92,24 @@ class DeviceEngine:
     def _stream(
         self, images: Array, outputs: Sequence[str], chosen: Indices | None
     ) -> Iterator[list[Array]]:
-        if chosen is not None and images.nbytes <= _RESIDENT_BYTES:
-            kept = self._keep(images)
-            for rows, count in batches(chosen, self._input, self._batch_size):
-                read = self._memory.bind_rows(self._binding, self._input.name, kept, rows)
-                yield self._run_bound(outputs, count)
+        calls = Calls.of(self._inputs, images, self._batch_size)
+        if chosen is not None and not calls.whole and images.nbytes <= _RESIDENT_BYTES:
+            kept = self._keep(images, calls)
+            for rows, count in calls.cut(chosen):
+                read = [
+                    self._memory.bind_rows(self._binding, name, value, rows)
+                    for name, value in kept.items()
+                ]
+                yield calls.apart(self._run_bound(outputs), count)
                 del read
             return
-        wanted = images if chosen is None else images[chosen]
-        for batch, count in batches(wanted, self._input, self._batch_size):
-            uploaded = self._memory.place(batch)
-            self._binding.bind_ortvalue_input(self._input.name, uploaded)
-            yield self._run_bound(outputs, count)
+        for batch, count in calls.cut(images if chosen is None else images[chosen]):
+            fed = calls.feeds(batch)
+            for name, values in fed.items():
+                self._binding.bind_ortvalue_input(name, self._memory.place(values))
+            yield calls.apart(self._run_bound(outputs), count)
 
-    def _run_bound(self, outputs: Sequence[str], count: int) -> list[Array]:
+    def _run_bound(self, outputs: Sequence[str]) -> list[Array]:
         self._binding.clear_binding_outputs()
         for name in outputs:
             self._binding.bind_output(name)
@@ -112,13 +117,30 @@ class DeviceEngine:
             self._session.run_with_iobinding(self._binding)
         except Exception as error:
             raise stopped(error) from error
-        return [np.atleast_1d(value)[:count] for value in self._binding.copy_outputs_to_cpu()]
+        return list(self._binding.copy_outputs_to_cpu())
 
-    def _keep(self, images: Array) -> ort.OrtValue:
+    def _keep(self, images: Array, calls: Calls) -> Mapping[str, ort.OrtValue]:
         """Upload a data set, unless it is there already."""
-        if self._data_set is None or self._data_set[0] is not images:
-            self._data_set = (images, self._memory.place(images))
-        return self._data_set[1]
+        if self._data_set is None or self._data_set.images is not images:
+            fed = calls.feeds(images)
+            placed = {name: self._memory.place(values) for name, values in fed.items()}
+            self._data_set = _DataSet(images, fed, placed)
+        return self._data_set.placed
+
+
+@dataclass(frozen=True)
+class _DataSet:
+    """Images that stay on the device.
+
+    Attributes:
+        images: As they were given.
+        fed: By input, what was uploaded; on the CPU it is read where it lies.
+        placed: Where it is.
+    """
+
+    images: Array
+    fed: Mapping[str, Array]
+    placed: Mapping[str, ort.OrtValue]
 
 
 def _parameters_as_inputs(

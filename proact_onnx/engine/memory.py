@@ -47,7 +47,7 @@ class DeviceMemory:
 
     def place(self, values: Array) -> ort.OrtValue:
         """Put an array on the device; on the CPU it is not copied."""
-        return ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(values), self.device, 0)
+        return ort.OrtValue.ortvalue_from_numpy(np.asarray(values, order="C"), self.device, 0)
 
     def check_overwriting(self, dtype: np.dtype[np.generic]) -> None:
         """Find out whether elements of a type can be overwritten on the device.

@@ -86,9 +86,8 @@ def profile_percentiles(
     session = Session(expose(model, list(shapes)), *arguments)
     upper: dict[str, Percentile] = {}
     lower: dict[str, Percentile] = {}
-    for size, batch in zip(
-        session.batch_sizes(images), session.stream(images, list(shapes)), strict=True
-    ):
+    sizes = session.calls(images).sizes(len(images))
+    for size, batch in zip(sizes, session.stream(images, list(shapes)), strict=True):
         for (tensor, shape), values in zip(shapes.items(), batch, strict=True):
             if len(values) != size:
                 raise ModelError(

@@ -18,6 +18,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
+from proact_onnx.engine.calls import Calls
 from proact_onnx.engine.cuts import Cut, Layout, Workload, choose_cuts, find_cuts
 from proact_onnx.engine.device import DeviceEngine
 from proact_onnx.engine.inplace import InPlaceEngine
@@ -27,7 +28,7 @@ from proact_onnx.engine.select import FaultEngine
 from proact_onnx.engine.session import Array, Indices, Provider
 from proact_onnx.errors import ModelError
 from proact_onnx.messages import node_reads
-from proact_onnx.model import image_input
+from proact_onnx.model import model_inputs
 from proact_onnx.rewrite import part_between
 
 # Large enough to be felt by everything behind it, small enough to keep scores finite; of integers,
@@ -44,7 +45,8 @@ class Stage:
     """A network from one of its tensors on, and the values of that tensor.
 
     Attributes:
-        tensor: Name of the tensor; the whole network starts from its images.
+        tensor: Name of the tensor; the whole network starts from its images, named by the first
+            input.
         engine: Runs from the tensor to the scores. It holds the parameters behind the tensor, and
             no others.
         values: Golden values of the tensor for all images, ``[N, ...]``.
@@ -126,11 +128,12 @@ class PrefixCache:
         self._golden = [golden, *(watched or {}).values()]
         self._workload = workload
         self._arguments = (threads, batch_size)
-        declared = image_input(model)
-        self._batch = (declared.shape[0] if declared.shape else None) or batch_size
-        self.whole = Stage(declared.name, engine, images, tuple(range(len(self._golden))))
+        calls = Calls.of(model_inputs(model), images, batch_size)
+        self._batch = calls.size
+        self.whole = Stage(calls.inputs[0], engine, images, tuple(range(len(self._golden))))
         layout = Layout((), 0, {})
-        if budget > 0:
+        # Inner tensors of calls that are whole have no axis of samples to be chosen along.
+        if budget > 0 and not calls.whole:
             with contextlib.suppress(ModelError):
                 layout = find_cuts(model, list(workload.bits), images, self._watched)
         self._first_uses = layout.first_uses
@@ -217,7 +220,7 @@ class PrefixCache:
 
     def _behind(self, tensor: str) -> tuple[int, ...]:
         """Numbers of the outputs to which the data come by way of a tensor alone."""
-        beside = {image_input(self._model).name}
+        beside = {each.name for each in model_inputs(self._model)}
         for node in self._model.graph.node:
             if not beside.isdisjoint(node_reads(node)):
                 beside.update(name for name in node.output if name != tensor)

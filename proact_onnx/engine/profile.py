@@ -66,11 +66,11 @@ def profile_activations(
     maxima: dict[str, FloatArray] = {}
     minima: dict[str, FloatArray] = {}
     seen = 0
-    calls = session.takes_calls(images)
-    sizes = session.batch_sizes(images)
+    calls = session.calls(images)
+    sizes = calls.sizes(len(images))
     for size, values in zip(sizes, session.stream(images, tensors), strict=True):
         for activation, value in zip(activations, values, strict=True):
-            is_batch = not calls and value.ndim > 1 and len(value) == size
+            is_batch = not calls.whole and value.ndim > 1 and len(value) == size
             axis = 0 if is_batch and maxima.get(activation.tensor, value[0]).ndim else None
             highest = np.asarray(value.max(axis=axis), np.float32)
             lowest = (

@@ -1,11 +1,11 @@
-"""ONNX Runtime sessions: where a model runs, and how images go through it in batches."""
+"""ONNX Runtime sessions: where a model runs, and how samples go through it in batches."""
 
 import ctypes
 import functools
 import re
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,12 @@ import numpy.typing as npt
 import onnx
 import onnxruntime as ort
 
+from proact_onnx.engine.calls import Calls
 from proact_onnx.engine.operators import describe_unknown, register_operators
 from proact_onnx.errors import ModelError, RunError, SettingsError
 from proact_onnx.external_data import write_with_external_data
 from proact_onnx.messages import weight_bytes
-from proact_onnx.model import INLINE_LIMIT_BYTES, ModelInput, model_inputs, output_names
+from proact_onnx.model import INLINE_LIMIT_BYTES, model_inputs, output_names
 
 Array = npt.NDArray[Any]
 Indices = npt.NDArray[np.int64]
@@ -280,37 +281,29 @@ class BatchRunner:
             RunError: If ONNX Runtime fails at running the model.
         """
         images = images if chosen is None else images[chosen]
-        whole = self.takes_calls(images)
-        first = ModelInput("", (1,), images.dtype) if whole else self.inputs[0]
-        for batch, count in batches(images, first, self._batch_size):
-            try:
-                values = self._session.run(list(outputs), self._feeds(batch, whole))
-            except Exception as error:
-                raise stopped(error) from error
-            if whole:
-                yield [np.asarray(value)[None] for value in values]
-            else:
-                yield [np.atleast_1d(value)[:count] for value in values]
+        calls = self.calls(images)
+        for batch, count in calls.cut(images):
+            yield calls.apart(self.call(calls.feeds(batch), outputs), count)
 
-    def batch_sizes(self, images: Array) -> list[int]:
-        """How many images each batch of `stream` holds."""
-        size = 1 if self.takes_calls(images) else self.inputs[0].shape[0] or self._batch_size
-        return [min(size, len(images) - start) for start in range(0, len(images), size)]
+    def call(self, feeds: Mapping[str, Array], outputs: Sequence[str]) -> list[Array]:
+        """Run the model once.
 
-    def takes_calls(self, images: Array) -> bool:
-        """Tell whether each sample is all that one call is given, its batch included."""
-        if images.dtype.names is None:
-            return False
-        first = self.inputs[0]
-        return len(images.dtype[first.name].shape) == len(first.shape)
+        Args:
+            feeds: By name of the input, all that it is given.
+            outputs: Names of the outputs.
 
-    def _feeds(self, batch: Array, whole: bool) -> dict[str, Array]:
-        if batch.dtype.names is None:
-            return {self.inputs[0].name: batch}
-        return {
-            name: np.asarray(batch[name][0] if whole else batch[name], order="C")
-            for name in batch.dtype.names
-        }
+        Raises:
+            RunError: If ONNX Runtime fails at running the model.
+        """
+        try:
+            values: list[Array] = self._session.run(list(outputs), feeds)
+        except Exception as error:
+            raise stopped(error) from error
+        return values
+
+    def calls(self, images: Array) -> Calls:
+        """How samples become calls of the model."""
+        return Calls.of(self.inputs, images, self._batch_size)
 
 
 class Session(BatchRunner):
@@ -333,26 +326,3 @@ class Session(BatchRunner):
         session = create_session(model, provider, session_options(threads))
         super().__init__(session, model, batch_size)
 
-
-def batches(images: Array, model_input: ModelInput, batch_size: int) -> Iterator[tuple[Array, int]]:
-    """Cut images into batches the model accepts.
-
-    A model with a fixed batch axis gets batches of exactly that many images, the last one filled
-    up by repeating its final image.
-
-    Args:
-        images: Preprocessed images, ``[N, ...]``.
-        model_input: The model's input; its first extent is the batch axis.
-        batch_size: Images per batch where the batch axis is free.
-
-    Yields:
-        A batch, and how many of its images are real.
-    """
-    fixed = model_input.shape[0] if model_input.shape else None
-    size = fixed or batch_size
-    for start in range(0, len(images), size):
-        batch = images[start : start + size]
-        count = len(batch)
-        if fixed and count < fixed:
-            batch = np.concatenate([batch, np.repeat(batch[-1:], fixed - count, axis=0)])
-        yield np.ascontiguousarray(batch), count
