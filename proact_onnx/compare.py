@@ -92,7 +92,8 @@ class MethodComparison:
         command: What the user typed, for the record.
 
     Raises:
-        SettingsError: If a method is unknown, or two models would share a name.
+        SettingsError: If a method is unknown, two models would share a name, or another output
+            than the first is to be judged.
     """
 
     def __init__(
@@ -114,6 +115,11 @@ class MethodComparison:
             for name in settings.compare.methods
         ]
         self.contenders += [Contender(path.stem, path.name, path) for path in given]
+        if settings.inject.judged_output is not None:
+            raise SettingsError(
+                "methods are compared by the first output of a model: leave inject.judged_output "
+                "out"
+            )
         names = [contender.name for contender in self.contenders]
         twice = [name for name in names if names.count(name) > 1]
         if twice:

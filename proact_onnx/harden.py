@@ -214,12 +214,12 @@ def harden(
     calibrate, accept, report = (
         label_batch(part, original, preprocessing) for part in (fit_set, accept_set, test_set)
     )
-    profiles_only = settings.method in METHODS and METHODS[settings.method].profiles_only
+    trains = settings.method in METHODS and METHODS[settings.method].trains
     bundled = calibrate.images.dtype.names is not None
-    if bundled and not profiles_only:
+    if bundled and trains:
         raise ModelError(
-            f"method {settings.method} works on models with one input whose samples form batches, "
-            f"and {model} {_given(original)}: use --method ranger or clip-percentile"
+            f"method {settings.method} trains on batches of one input, and {model} "
+            f"{_given(original)}: use --method ranger, clip-percentile, ftclipact or auto"
         )
     if bundled and settings.monitor:
         raise ModelError(

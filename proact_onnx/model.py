@@ -295,6 +295,20 @@ def output_names(model: onnx.ModelProto) -> tuple[str, ...]:
     return tuple(info.name for info in model.graph.output)
 
 
+def put_first(model: onnx.ModelProto, output: str) -> None:
+    """Make an output the first of a model, in place; the others keep their order.
+
+    Raises:
+        ModelError: If the model has no output of that name.
+    """
+    names = output_names(model)
+    if output not in names:
+        raise ModelError(f"the model has no output {output!r}: choose among {', '.join(names)}")
+    infos = sorted(model.graph.output, key=lambda info: info.name != output)
+    del model.graph.output[:]
+    model.graph.output.extend(infos)
+
+
 def _tensor_bytes(tensor: onnx.TensorProto) -> bytes:
     if tensor.HasField("raw_data"):
         return tensor.raw_data

@@ -316,6 +316,7 @@ class InjectSettings:
         requirement: Accuracy in per cent below which a trial counts as a failure.
         tolerance: For outputs that are not class scores: how far an element may be off, relative
             to the largest of its image.
+        judged_output: Name of the output that is judged; the first where it is None.
         per_class: Whether to count by class.
         distance: Whether to measure the L2 distance of activations (Eq. 9).
         record_faults: Whether the record holds the fault sites of every trial.
@@ -341,6 +342,7 @@ class InjectSettings:
     confidence: float = 0.95
     requirement: float | None = None
     tolerance: float = 0.01
+    judged_output: str | None = None
     per_class: bool = False
     distance: bool = False
     record_faults: bool = False
@@ -423,7 +425,7 @@ def parse_bits(text: str) -> frozenset[int]:
 class SensitivitySettings:
     """How the vulnerability of layers and bits is measured.
 
-    Format, targets, layers, bits, confidence and seed are those of ``[inject]``.
+    Format, targets, layers, bits, confidence, judged output and seed are those of ``[inject]``.
 
     Attributes:
         trials: Single upsets for each parameter and bit.
@@ -477,7 +479,7 @@ class CompareSettings:
 class ProfileSettings:
     """How the distributions of activations are measured, without faults and with them.
 
-    Format, targets, layers, bits and seed are those of ``[inject]``.
+    Format, targets, layers, bits, judged output and seed are those of ``[inject]``.
 
     Attributes:
         ber: Bit error rate, from 0 to 1; that of the paper's Fig. 3 and 6.

@@ -7,7 +7,7 @@ import onnx
 
 from proact_onnx.activations import find_activations
 from proact_onnx.data import Preprocessing, load_dataset, prepare
-from proact_onnx.deploy.examine import Job, run_batches
+from proact_onnx.deploy.examine import Job, first_feeds, run_batches, shapes_of
 from proact_onnx.deploy.inputs import draw_images
 from proact_onnx.deploy.onnx_runtime import OnnxRuntime
 from proact_onnx.deploy.plant import find_bounds
@@ -48,20 +48,19 @@ def job_for(
 ) -> Job:
     """What `examine` is asked, on random images, with expectations by onnx.reference."""
     bounds = find_bounds(hardened)
-    images = draw_images(hardened, bounds, count, None, Preprocessing(), PLAIN)
-    batch = image_input(hardened).shape[0] or 1
-    shape = (batch, *images.shape[1:])
+    images, calls = draw_images(hardened, bounds, count, None, Preprocessing(), PLAIN)
+    shapes = shapes_of(first_feeds(images, calls))
 
     def expected(model: onnx.ModelProto | None) -> tuple:
         if model is None:
             return ()
-        return tuple(run_batches(Reference().load(model, shape), images, batch))
+        return tuple(run_batches(Reference().load(model, shapes), images, calls))
 
     return Job(
         hardened=hardened,
         original=original,
         images=images,
-        batch=batch,
+        calls=calls,
         expected=expected(hardened),
         expected_original=expected(original),
         rounds=1,

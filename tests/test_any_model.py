@@ -203,7 +203,7 @@ def test_data_with_a_name_for_each_input(tmp_path: Path) -> None:
     report = harden(original, data, settings=HardenSettings(method="ranger"))
     assert len(report.activations) == 1
 
-    with pytest.raises(ModelError, match=r"method proact works on .* one input .* 2 inputs"):
+    with pytest.raises(ModelError, match=r"method proact trains on batches of .* has 2 inputs"):
         harden(original, data, tmp_path / "other.onnx")
     for feeds, message in (
         ({"ids": tokens()["ids"]}, "the model's input 'mask' is not in the data, which has ids"),

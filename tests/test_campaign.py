@@ -726,7 +726,7 @@ def test_an_output_without_a_batch_axis_is_refused(tmp_path: Path) -> None:
         }""",
         w=np.ones((1, 1, 3, 3), np.float32),
     )
-    with pytest.raises(ModelError, match="does not keep its images apart: its first output has"):
+    with pytest.raises(ModelError, match="does not keep its images apart: its output 'y' has"):
         carry_out(save(total, tmp_path / "total.onnx"), tmp_path / "run.jsonl")
 
 

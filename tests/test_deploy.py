@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,14 +14,15 @@ from onnx import numpy_helper
 
 from proact_onnx.data import Dataset, Preprocessing
 from proact_onnx.deploy import CANDIDATES, Finding, Outcome, check_deployment
-from proact_onnx.deploy.base import Candidate, Program, tolerance_for, with_static_shape
+from proact_onnx.deploy.base import Candidate, Program, Shapes, tolerance_for, with_static_shapes
 from proact_onnx.deploy.examine import Job, examine, largest_error
 from proact_onnx.deploy.inputs import draw_images, expect
 from proact_onnx.deploy.kept import kept_parameters
 from proact_onnx.deploy.plant import Bounds, find_bounds, first_leak, plant
 from proact_onnx.deploy.reference import Reference
+from proact_onnx.engine import Calls
 from proact_onnx.errors import ModelError
-from proact_onnx.model import load_model, save_model
+from proact_onnx.model import load_model, model_inputs, save_model
 from proact_onnx.report import folding_note
 from proact_onnx.rewrite import Form, insert
 from proact_onnx.settings import DeploySettings
@@ -70,8 +70,8 @@ class Odd:
     def version(self) -> str:
         return "0.1"
 
-    def load(self, model: onnx.ModelProto, shape: Sequence[int]) -> Program:
-        program = Reference().load(model, shape)
+    def load(self, model: onnx.ModelProto, shapes: Shapes) -> Program:
+        program = Reference().load(model, shapes)
         if not find_bounds(model).thresholds:
             return program
         if self.fault == "refuses":
@@ -79,7 +79,7 @@ class Odd:
         if self.fault == "crashes":
             os.abort()
         if self.fault == "wrong":
-            return lambda images: [2 * value for value in program(images)]
+            return lambda feeds: [2 * value for value in program(feeds)]
         if self.fault == "closed" and len(model.graph.output) > 1:
             raise ValueError("one output only")
         if self.fault == "fails":
@@ -388,7 +388,7 @@ def test_images_keep_away_from_thresholds(tmp_path: Path) -> None:
     )
     hardened = insert(model, Thresholds({"a": np.array([[1.0, 2.0]], np.float32)})).model
     images = np.array([[1.0, 0], [0, 2], [0.5, 0], [0, 2.000001], [3, 3], [2, 1]], np.float32)
-    chosen = draw_images(
+    chosen, _ = draw_images(
         hardened, find_bounds(hardened), 3, Dataset(images, None, "x"), Preprocessing(), PLAIN
     )
     assert {tuple(image) for image in chosen.tolist()} == {(0.5, 0.0), (3.0, 3.0), (2.0, 1.0)}
@@ -400,9 +400,9 @@ def test_a_fixed_batch_is_filled() -> None:
         { y = Relu(x) }"""
     )
     none = Bounds({}, ())
-    assert draw_images(model, none, 4, None, Preprocessing(), PLAIN).shape == (6, 2)
+    assert draw_images(model, none, 4, None, Preprocessing(), PLAIN)[0].shape == (6, 2)
     few = Dataset(np.ones((1, 2), np.float32), None, "few")
-    assert draw_images(model, none, 4, few, Preprocessing(), PLAIN).shape == (3, 2)
+    assert draw_images(model, none, 4, few, Preprocessing(), PLAIN)[0].shape == (3, 2)
 
 
 def test_open_extents_need_images() -> None:
@@ -422,7 +422,7 @@ def test_what_the_reference_cannot_run_is_expected_from_onnx_runtime() -> None:
         g (float[N, 2] x) => (float[N, 2] y) { y = com.microsoft.Gelu(x) }"""
     )
     images = np.array([[1.0, -1.0]], np.float32)
-    found = expect(model, images, 1, PLAIN)
+    found = expect(model, images, Calls.of(model_inputs(model), images, 1), PLAIN)
     assert found.reference == "plain"
     np.testing.assert_allclose(found.outputs[0], [[0.8413447, -0.1586553]], rtol=1e-5)
 
@@ -458,7 +458,7 @@ def test_a_static_shape_reaches_inner_tensors() -> None:
         """<ir_version: 8, opset_import: ["": 17]> g (float[N, 2] x) => (float[N, 2] y)
         <float[N, 2] a, float[M, 2] b> { a = Relu(x)  b = Relu(a)  y = Relu(b) }"""
     )
-    fixed = with_static_shape(model, "x", (5, 2))
+    fixed = with_static_shapes(model, {"x": (5, 2)})
     shapes = {
         info.name: [dim.dim_param or dim.dim_value for dim in info.type.tensor_type.shape.dim]
         for info in (*fixed.graph.input, *fixed.graph.value_info, *fixed.graph.output)

@@ -199,6 +199,7 @@ def _settings(identity: Mapping[str, Any], record: Path) -> InjectSettings:
             layers=tuple(identity["layers"]),
             bits=None if bits is None else ",".join(map(str, bits)),
             tolerance=identity["tolerance"],
+            judged_output=identity.get("judged_output"),
             per_class=identity["per_class"],
             record_faults=identity["record_faults"],
             seed=identity["seed"],

@@ -47,7 +47,7 @@ from proact_onnx.faults import (
     spell_storage,
 )
 from proact_onnx.messages import put_together, take_apart
-from proact_onnx.model import load_model, model_digest, model_inputs
+from proact_onnx.model import load_model, model_digest, model_inputs, output_names, put_first
 from proact_onnx.monitor import Flags, Monitor, read_monitor, separate_counts
 from proact_onnx.progress import Reporter
 from proact_onnx.rewrite import prepare as prepare_model
@@ -223,6 +223,8 @@ class Subject:
         load_operators(operators, loaded)
         typed = with_output_types(loaded)
         self.model = prepare_model(typed, fold_batchnorm=False, expand_pools=True).model
+        if settings.judged_output is not None:
+            put_first(self.model, settings.judged_output)
         self.monitor = read_monitor(self.model)
         # So that parts of the network can be run, and give the counts of their own layers.
         self._counts = separate_counts(self.model, self.monitor) if self.monitor else ()
@@ -243,7 +245,7 @@ class Subject:
         """Everything a trial's numbers depend on, its fault model apart."""
         settings = self.settings
         preprocessing = self._preprocessing
-        return {
+        identity: dict[str, Any] = {
             "model": self._digest,
             "data": self.data.digest,
             "layout": str(preprocessing.layout),
@@ -261,6 +263,10 @@ class Subject:
             "record_faults": settings.record_faults,
             "seed": settings.seed,
         }
+        # Records of campaigns that judge the first output stay as they always were.
+        if settings.judged_output is not None:
+            identity["judged_output"] = settings.judged_output
+        return identity
 
     @functools.cached_property
     def images(self) -> Array:
@@ -397,9 +403,10 @@ class Subject:
         )
         if len(outputs) != len(self.images):
             raise ModelError(
-                f"{self.path.name} does not keep its images apart: its first output has shape "
+                f"{self.path.name} does not keep its images apart: its output "
+                f"{output_names(self.model)[0]!r} has shape "
                 f"{list(outputs.shape)} for {len(self.images):,} images; export the model with a "
-                "batch axis"
+                "batch axis, or give each sample all axes of a call"
             )
         if not np.isfinite(outputs.reshape(len(outputs), -1)).all(axis=1).any():
             raise ModelError(

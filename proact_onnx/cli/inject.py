@@ -20,6 +20,7 @@ from proact_onnx.cli.options import (
     Format,
     GpusPerWorker,
     HalfWidth,
+    JudgedOutput,
     LayerPatterns,
     LayoutOption,
     Mean,
@@ -140,6 +141,7 @@ def inject(
         ),
     ] = None,
     tolerance: Tolerance = None,
+    judged_output: JudgedOutput = None,
     per_class: Annotated[
         bool | None,
         setting("inject.per_class", "Show accuracy by class, too.", STATISTICS),

@@ -229,6 +229,15 @@ Tolerance = Annotated[
         STATISTICS,
     ),
 ]
+JudgedOutput = Annotated[
+    str | None,
+    setting(
+        "inject.judged_output",
+        "Name of the output that is judged; by default the first.",
+        STATISTICS,
+        "NAME",
+    ),
+]
 Confidence = Annotated[
     float | None, setting("inject.confidence", "Level of the intervals, below 1.", STATISTICS)
 ]

@@ -1,7 +1,7 @@
 """What every runtime offers: one protocol, and the model in the form that deployed files have."""
 
 import importlib.util
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -11,8 +11,12 @@ import onnx
 from proact_onnx.model import computes_in_float16
 
 Array = npt.NDArray[Any]
-# Runs a batch of images; the model's outputs, in the order of the graph.
-Program = Callable[[Array], list[Array]]
+# By input, in the order of the graph, what one run is given.
+Feeds = Mapping[str, Array]
+# By input, extents of that, batch axis included.
+Shapes = Mapping[str, Sequence[int]]
+# Runs a model once; its outputs, in the order of the graph.
+Program = Callable[[Feeds], list[Array]]
 
 # How far outputs may be off, relative to the largest: other orders of summation in float32.
 TOLERANCE = 1e-4
@@ -52,8 +56,8 @@ class Runtime(Protocol):
     def version(self) -> str:
         """Its version, as it names itself."""
 
-    def load(self, model: onnx.ModelProto, shape: Sequence[int]) -> Program:
-        """Load a model to run it on images of one shape, batch axis included.
+    def load(self, model: onnx.ModelProto, shapes: Shapes) -> Program:
+        """Load a model to run it on inputs of these shapes.
 
         Whatever a runtime raises here or in the program is its reason to refuse the model.
         """
@@ -118,25 +122,24 @@ def installed(*modules: str) -> bool:
         return False
 
 
-def with_static_shape(model: onnx.ModelProto, name: str, shape: Sequence[int]) -> onnx.ModelProto:
-    """Copy a model, giving its input fixed extents.
+def with_static_shapes(model: onnx.ModelProto, shapes: Shapes) -> onnx.ModelProto:
+    """Copy a model, giving its inputs fixed extents.
 
-    Extents of other tensors that go by the name of one of the input's are fixed with it, for
+    Extents of other tensors that go by the name of one of an input's are fixed with it, for
     several runtimes take what a file says about inner tensors at its word.
 
     Args:
         model: The model.
-        name: Its input.
-        shape: The extents, batch axis included.
+        shapes: By input.
     """
     fixed = onnx.ModelProto()
     fixed.CopyFrom(model)
     graph = fixed.graph
     known: dict[str, int] = {}
     for info in graph.input:
-        if info.name == name:
+        if info.name in shapes:
             dims = info.type.tensor_type.shape.dim
-            for dim, extent in zip(dims, shape, strict=True):
+            for dim, extent in zip(dims, shapes[info.name], strict=True):
                 if dim.dim_param:
                     known[dim.dim_param] = extent
                 dim.dim_value = extent

@@ -22,7 +22,7 @@ from proact_onnx.deploy.silence import silence
 from proact_onnx.engine import Provider, load_operators, optimised_graph
 from proact_onnx.errors import ModelError
 from proact_onnx.faults import Kind
-from proact_onnx.model import image_input, load_model, model_digest, provenance
+from proact_onnx.model import load_model, model_digest, model_inputs, provenance
 from proact_onnx.progress import LogReporter, Reporter
 from proact_onnx.settings import DeploySettings
 
@@ -123,18 +123,17 @@ def check_deployment(
         reporter.notice(notice)
     before = _original(original, hardened, model)
     plain = OnnxRuntime("ONNX Runtime, not optimised", Provider.CPU, 0.0, optimise=False)
-    images = draw_images(
+    images, calls = draw_images(
         model, bounds, settings.images, data, preprocessing or Preprocessing(), plain
     )
-    batch = image_input(model).shape[0] or 1
-    expected = expect(model, images, batch, plain)
+    expected = expect(model, images, calls, plain)
     job = Job(
         hardened=model,
         original=before,
         images=images,
-        batch=batch,
+        calls=calls,
         expected=expected.outputs,
-        expected_original=expect(before, images, batch, plain).outputs if before else (),
+        expected_original=expect(before, images, calls, plain).outputs if before else (),
         rounds=settings.rounds,
         operators=tuple(operators),
     )
@@ -166,8 +165,8 @@ def _original(
         raise ModelError(
             f"{hardened} was hardened from another model than {original}: give that one"
         )
-    if image_input(before) != image_input(model):
-        raise ModelError(f"{hardened} does not have the input of {original}: give its original")
+    if model_inputs(before) != model_inputs(model):
+        raise ModelError(f"{hardened} does not have the inputs of {original}: give its original")
     return before
 
 

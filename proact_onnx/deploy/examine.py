@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from proact_onnx.deploy.base import Array, Candidate, Program, tolerance_for
+from proact_onnx.deploy.base import Array, Candidate, Feeds, Program, Shapes, tolerance_for
 from proact_onnx.deploy.kept import kept_parameters
 from proact_onnx.deploy.plant import PLANTED, Bounds, find_bounds, first_leak, plant
-from proact_onnx.engine import load_operators
+from proact_onnx.engine import Calls, join, load_operators
 from proact_onnx.model import output_names
 from proact_onnx.rewrite import expose
 
@@ -31,8 +31,8 @@ class Job:
     Attributes:
         hardened: The hardened model.
         original: The model it was made from; None if it is not known.
-        images: ``[N, ...]``, ready for the models' input.
-        batch: Images a run.
+        images: ``[N, ...]``, ready for the models' input, or records ``[N]`` for several inputs.
+        calls: How these become runs.
         expected: Outputs of the hardened model for the images, by the reference.
         expected_original: Likewise of the original; empty without one.
         rounds: Turns of each model for its latency.
@@ -42,16 +42,21 @@ class Job:
     hardened: onnx.ModelProto
     original: onnx.ModelProto | None
     images: Array
-    batch: int
+    calls: Calls
     expected: tuple[Array, ...]
     expected_original: tuple[Array, ...]
     rounds: int
     operators: tuple[Path, ...] = ()
 
     @property
-    def shape(self) -> tuple[int, ...]:
-        """Extents of the input of one run."""
-        return (self.batch, *self.images.shape[1:])
+    def feeds(self) -> Feeds:
+        """What the first run is given."""
+        return first_feeds(self.images, self.calls)
+
+    @property
+    def shapes(self) -> Shapes:
+        """Extents of the inputs of a run."""
+        return shapes_of(self.feeds)
 
 
 @dataclass(frozen=True)
@@ -196,13 +201,21 @@ def largest_error(actual: Sequence[Array], expected: Sequence[Array]) -> float:
     return worst
 
 
-def run_batches(program: Program, images: Array, batch: int) -> list[Array]:
+def first_feeds(images: Array, calls: Calls) -> Feeds:
+    """What the first run of some images is given."""
+    batch, _ = next(calls.cut(images))
+    return calls.feeds(batch)
+
+
+def shapes_of(feeds: Feeds) -> Shapes:
+    """Extents of what a run is given."""
+    return {name: values.shape for name, values in feeds.items()}
+
+
+def run_batches(program: Program, images: Array, calls: Calls) -> list[Array]:
     """Run images batch by batch; the outputs, joined."""
-    parts = [program(images[start : start + batch]) for start in range(0, len(images), batch)]
-    return [
-        np.concatenate([np.atleast_1d(value) for value in part])
-        for part in zip(*parts, strict=True)
-    ]
+    parts = [calls.apart(program(calls.feeds(batch)), count) for batch, count in calls.cut(images)]
+    return [join(part) for part in zip(*parts, strict=True)]
 
 
 def _is_wrong(outcome: Outcome, tolerance: float) -> bool:
@@ -213,8 +226,8 @@ def _try(
     candidate: Candidate, model: onnx.ModelProto, job: Job, expected: Sequence[Array]
 ) -> tuple[Outcome, Program | None]:
     try:
-        program = candidate.runtime.load(candidate.rewrite(model), job.shape)
-        actual = run_batches(program, job.images, job.batch)
+        program = candidate.runtime.load(candidate.rewrite(model), job.shapes)
+        actual = run_batches(program, job.images, job.calls)
         return Outcome(None, largest_error(actual, expected)), program
     except Exception as error:  # each runtime has its own classes
         return Outcome(spell_reason(error), None), None
@@ -233,22 +246,20 @@ def _plant_all(candidate: Candidate, job: Job) -> Containment | None:
     # out is taken from the model as it is deployed.
     bare, weights = _rewrite(candidate, job.hardened, bounds)
     exposed, exposed_weights = _rewrite(candidate, expose(job.hardened, bounds.thresholds), bounds)
-    images = job.images[: job.batch]
+    feeds, shapes = job.feeds, job.shapes
     leaks: dict[str, str | None] = {}
     looked_inside = True
     for spelled, value in PLANTED.items():
         try:
-            outputs = candidate.runtime.load(plant(bare, weights.values(), value), job.shape)(
-                images
-            )
+            outputs = candidate.runtime.load(plant(bare, weights.values(), value), shapes)(feeds)
         except Exception as error:  # each runtime has its own classes
             leaks[spelled] = f"an error ({spell_reason(error)})"
             continue
         inside: Mapping[str, Array] = {}
         try:
             values = candidate.runtime.load(
-                plant(exposed, exposed_weights.values(), value), job.shape
-            )(images)
+                plant(exposed, exposed_weights.values(), value), shapes
+            )(feeds)
             inside = dict(zip(output_names(exposed), values, strict=True))
         except Exception:  # a runtime that does not give out inner tensors
             looked_inside = False
@@ -268,21 +279,18 @@ def _rewrite(
 
 def _compare_latency(original: Program, hardened: Program, job: Job) -> Latency:
     """Time both models in turn, so that both see the same machine."""
-    images = job.images[: job.batch]
+    feeds = job.feeds
     programs = (original, hardened)
-    repetitions = max(1, round(_SAMPLE_SECONDS / _seconds(original, images, 1)))
+    repetitions = max(1, round(_SAMPLE_SECONDS / _seconds(original, feeds, 1)))
     samples = np.array(
-        [
-            [_seconds(program, images, repetitions) for program in programs]
-            for _ in range(job.rounds)
-        ]
+        [[_seconds(program, feeds, repetitions) for program in programs] for _ in range(job.rounds)]
     )
     before, after = (float(np.median(samples[:, place])) for place in (0, 1))
     return Latency(before, after, float(np.median(samples[:, 1] / samples[:, 0])))
 
 
-def _seconds(program: Program, images: Array, repetitions: int) -> float:
+def _seconds(program: Program, feeds: Feeds, repetitions: int) -> float:
     started = time.perf_counter()
     for _ in range(repetitions):
-        program(images)
+        program(feeds)
     return (time.perf_counter() - started) / repetitions

@@ -6,14 +6,15 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 
-from proact_onnx.data import Dataset, Preprocessing, prepare
+from proact_onnx.data import Dataset, Preprocessing, prepare_inputs
 from proact_onnx.deploy.base import Array, Runtime
-from proact_onnx.deploy.examine import run_batches
+from proact_onnx.deploy.examine import first_feeds, run_batches, shapes_of
 from proact_onnx.deploy.onnx_runtime import OnnxRuntime
 from proact_onnx.deploy.plant import Bounds
 from proact_onnx.deploy.reference import Reference
+from proact_onnx.engine import Calls
 from proact_onnx.errors import ModelError
-from proact_onnx.model import HYRELU, image_input, output_names
+from proact_onnx.model import HYRELU, ModelInput, model_inputs, output_names
 from proact_onnx.rewrite import expose
 
 # Images looked at for each that is taken.
@@ -41,7 +42,7 @@ def draw_images(
     data: Dataset | None,
     preprocessing: Preprocessing,
     plain: OnnxRuntime,
-) -> Array:
+) -> tuple[Array, Calls]:
     """Draw images on which all correct runtimes must agree.
 
     A hard bound is a step: where a value lies on its threshold up to rounding, runtimes may differ
@@ -57,49 +58,66 @@ def draw_images(
         plain: Runs the model to see the values.
 
     Returns:
-        ``[N, ...]``, N a multiple of the model's batch extent.
+        ``[N, ...]``, or records ``[N]`` for several inputs, N a multiple of the model's batch
+        extent; and how they become runs.
 
     Raises:
-        ModelError: If the input's extents are open and there are no images.
+        ModelError: If there are no images, and random numbers cannot stand in: the input's extents
+            are open, or there are several inputs.
         DataError: If the images do not fit.
     """
-    wanted = image_input(model)
-    if len(wanted.shape) < 2:
-        raise ModelError(
-            f"input {wanted.name!r} has no axis for the images of a batch: runtimes are tried with "
-            "models whose input is a batch"
-        )
-    batch = wanted.shape[0] or 1
-    count = -(-count // batch) * batch
+    inputs = model_inputs(model)
     generator = np.random.default_rng(_SEED)
-    if data is not None:
+    if data is None:
+        wanted = _one_closed_input(inputs)
+        calls = Calls.of(inputs, np.empty(0, wanted.dtype), 1)
+        count = -(-count // calls.size) * calls.size
+        shape = (_CANDIDATES * count, *(extent or 1 for extent in wanted.shape[1:]))
+        images = _random(generator, shape, wanted.dtype)
+    else:
+        calls = Calls.of(inputs, prepare_inputs(data.images[:1], preprocessing, inputs), 1)
+        count = -(-count // calls.size) * calls.size
         chosen = generator.choice(
             len(data.images), min(_CANDIDATES * count, len(data.images)), False
         )
-        images = prepare(data.images[chosen], preprocessing, wanted.shape, wanted.dtype)
-        images = images[np.arange(-(-len(images) // batch) * batch) % len(images)]
-    elif None in wanted.shape[1:]:
+        images = prepare_inputs(data.images[chosen], preprocessing, inputs)
+        images = images[np.arange(-(-len(images) // calls.size) * calls.size) % len(images)]
+    far = np.argsort(-_distances(model, bounds, images, calls, plain), kind="stable")
+    return np.ascontiguousarray(images[np.sort(far[:count])]), calls
+
+
+def _one_closed_input(inputs: Sequence[ModelInput]) -> ModelInput:
+    """The input that random numbers can be drawn for."""
+    if len(inputs) != 1:
+        names = ", ".join(repr(each.name) for each in inputs) or "none"
+        raise ModelError(
+            f"the model does not have one input that random numbers could be drawn for, but {names}"
+            ": name samples of all with --data"
+        )
+    [wanted] = inputs
+    if len(wanted.shape) < 2:
+        raise ModelError(
+            f"input {wanted.name!r} has no axis for the images of a batch: name samples that are "
+            "whole calls with --data"
+        )
+    if None in wanted.shape[1:]:
         raise ModelError(
             f"input {wanted.name!r} leaves its extents open: name images of the right size with "
             "--data"
         )
-    else:
-        shape = (_CANDIDATES * count, *(extent or 1 for extent in wanted.shape[1:]))
-        images = _random(generator, shape, wanted.dtype)
-    far = np.argsort(-_distances(model, bounds, images, batch, plain), kind="stable")
-    return np.ascontiguousarray(images[np.sort(far[:count])])
+    return wanted
 
 
-def expect(model: onnx.ModelProto, images: Array, batch: int, plain: OnnxRuntime) -> Expectation:
+def expect(model: onnx.ModelProto, images: Array, calls: Calls, plain: OnnxRuntime) -> Expectation:
     """Run a model in ONNX's reference, or where that fails in ONNX Runtime as it is written.
 
     Raises:
         ModelError: If neither runs it.
     """
-    shape = (batch, *images.shape[1:])
+    shapes = shapes_of(first_feeds(images, calls))
 
     def outputs(runtime: Runtime) -> tuple[Array, ...]:
-        return tuple(run_batches(runtime.load(model, shape), images, batch))
+        return tuple(run_batches(runtime.load(model, shapes), images, calls))
 
     reference = Reference()
     try:
@@ -118,7 +136,7 @@ def _random(
 
 
 def _distances(
-    model: onnx.ModelProto, bounds: Bounds, images: Array, batch: int, plain: OnnxRuntime
+    model: onnx.ModelProto, bounds: Bounds, images: Array, calls: Calls, plain: OnnxRuntime
 ) -> Array:
     """By image, the smallest distance of a value from its threshold, relative to it."""
     written = {name for node in model.graph.node for name in node.output}
@@ -128,8 +146,8 @@ def _distances(
         if f"{tensor}{HYRELU}relu" in written
     }
     exposed = expose(model, rectified)
-    program = plain.load(exposed, (batch, *images.shape[1:]))
-    values = dict(zip(output_names(exposed), run_batches(program, images, batch), strict=True))
+    program = plain.load(exposed, shapes_of(first_feeds(images, calls)))
+    values = dict(zip(output_names(exposed), run_batches(program, images, calls), strict=True))
     distances = np.full(len(images), np.inf)
     for name, threshold in rectified.items():
         if len(values[name]) == len(images):

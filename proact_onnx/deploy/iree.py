@@ -2,14 +2,21 @@
 
 import importlib
 import importlib.metadata
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import onnx
 
-from proact_onnx.deploy.base import TOLERANCE, Array, Program, installed, with_static_shape
-from proact_onnx.model import image_input, opset
+from proact_onnx.deploy.base import (
+    TOLERANCE,
+    Array,
+    Feeds,
+    Program,
+    Shapes,
+    installed,
+    with_static_shapes,
+)
+from proact_onnx.model import opset
 from proact_onnx.versions import convert_opset
 
 # The lowest opset that its importer has all operators of.
@@ -32,12 +39,12 @@ class Iree:
         """Version of the compiler."""
         return importlib.metadata.version("iree-base-compiler")
 
-    def load(self, model: onnx.ModelProto, shape: Sequence[int]) -> Program:
-        """Compile a model for one shape of images; see `Runtime.load`."""
+    def load(self, model: onnx.ModelProto, shapes: Shapes) -> Program:
+        """Compile a model for inputs of these shapes; see `Runtime.load`."""
         compiler = importlib.import_module("iree.compiler")
         importer = importlib.import_module("iree.compiler.extras.onnx_importer")
         runtime = importlib.import_module("iree.runtime")
-        fixed = with_static_shape(model, image_input(model).name, shape)
+        fixed = with_static_shapes(model, shapes)
         if opset(fixed) < _IMPORTED_OPSET:
             fixed = convert_opset(fixed, _IMPORTED_OPSET)
         info = importer.ModelInfo(onnx.shape_inference.infer_shapes(fixed, data_prop=True))
@@ -51,8 +58,8 @@ class Iree:
         )
         function = runtime.load_vm_flatbuffer(code, driver="local-task")[model.graph.name]
 
-        def run(images: Array) -> list[Array]:
-            result = function(images)
+        def run(feeds: Feeds) -> list[Array]:
+            result = function(*feeds.values())
             values = result if isinstance(result, list | tuple) else [result]
             return [np.array(value) for value in values]
 

@@ -1,11 +1,11 @@
 """ONNX Runtime, on each of its providers that works here."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import onnx
 
-from proact_onnx.deploy.base import Array, Program
+from proact_onnx.deploy.base import Array, Feeds, Program, Shapes
 from proact_onnx.engine import (
     BatchRunner,
     Provider,
@@ -42,13 +42,13 @@ class OnnxRuntime:
         """Version of the installed package."""
         return runtime_version()
 
-    def load(self, model: onnx.ModelProto, shape: Sequence[int]) -> Program:
+    def load(self, model: onnx.ModelProto, shapes: Shapes) -> Program:
         """Load a model as it is, open batch axis included; see `Runtime.load`."""
         options = session_options(optimise=self.optimise)
         created = create_session(model, self.provider, options)
-        session = BatchRunner(created, model, batch_size=shape[0])
+        session = BatchRunner(created, model, batch_size=1)
 
-        def run(images: Array) -> list[Array]:
-            return next(session.stream(images, session.outputs))
+        def run(feeds: Feeds) -> list[Array]:
+            return [np.asarray(value) for value in session.call(feeds, session.outputs)]
 
         return run

@@ -1,14 +1,12 @@
 """ONNX's own reference implementation: slow, and what all others are compared with."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import onnx
 from onnx.reference import ReferenceEvaluator
 
-from proact_onnx.deploy.base import TOLERANCE, Array, Program
-from proact_onnx.model import image_input
+from proact_onnx.deploy.base import TOLERANCE, Array, Feeds, Program, Shapes
 
 
 @dataclass(frozen=True)
@@ -27,14 +25,13 @@ class Reference:
         """Version of the package onnx."""
         return str(onnx.__version__)
 
-    def load(self, model: onnx.ModelProto, shape: Sequence[int]) -> Program:
+    def load(self, model: onnx.ModelProto, shapes: Shapes) -> Program:
         """Load a model; see `Runtime.load`."""
         evaluator = ReferenceEvaluator(model)
-        name = image_input(model).name
 
-        def run(images: Array) -> list[Array]:
+        def run(feeds: Feeds) -> list[Array]:
             # Faulty models overflow, and numpy would say so for every operator.
             with np.errstate(all="ignore"):
-                return [np.asarray(value) for value in evaluator.run(None, {name: images})]
+                return [np.asarray(value) for value in evaluator.run(None, dict(feeds))]
 
         return run

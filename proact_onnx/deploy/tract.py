@@ -2,15 +2,21 @@
 
 import importlib
 import tempfile
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import onnx
 
-from proact_onnx.deploy.base import TOLERANCE, Array, Program, installed, with_static_shape
-from proact_onnx.model import image_input
+from proact_onnx.deploy.base import (
+    TOLERANCE,
+    Array,
+    Feeds,
+    Program,
+    Shapes,
+    installed,
+    with_static_shapes,
+)
 
 
 @dataclass(frozen=True)
@@ -29,15 +35,15 @@ class Tract:
         """Version of the library."""
         return str(importlib.import_module("tract").version())
 
-    def load(self, model: onnx.ModelProto, shape: Sequence[int]) -> Program:
-        """Load a model for one shape of images; see `Runtime.load`."""
+    def load(self, model: onnx.ModelProto, shapes: Shapes) -> Program:
+        """Load a model for inputs of these shapes; see `Runtime.load`."""
         tract = importlib.import_module("tract")
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "model.onnx"
-            onnx.save_model(with_static_shape(model, image_input(model).name, shape), path)
+            onnx.save_model(with_static_shapes(model, shapes), path)
             runnable = tract.onnx().load(path).into_model().into_runnable()
 
-        def run(images: Array) -> list[Array]:
-            return [np.array(value.to_numpy()) for value in runnable.run([images])]
+        def run(feeds: Feeds) -> list[Array]:
+            return [np.array(value.to_numpy()) for value in runnable.run(list(feeds.values()))]
 
         return run

@@ -1,14 +1,20 @@
 """Apache TVM, compiled for this processor."""
 
 import importlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import onnx
 
-from proact_onnx.deploy.base import TOLERANCE, Array, Program, installed, with_static_shape
-from proact_onnx.model import image_input
+from proact_onnx.deploy.base import (
+    TOLERANCE,
+    Array,
+    Feeds,
+    Program,
+    Shapes,
+    installed,
+    with_static_shapes,
+)
 
 
 @dataclass(frozen=True)
@@ -28,18 +34,18 @@ class Tvm:
         """Version of the package."""
         return str(importlib.import_module("tvm").__version__)
 
-    def load(self, model: onnx.ModelProto, shape: Sequence[int]) -> Program:
-        """Load a model for one shape of images; see `Runtime.load`."""
+    def load(self, model: onnx.ModelProto, shapes: Shapes) -> Program:
+        """Load a model for inputs of these shapes; see `Runtime.load`."""
         tvm = importlib.import_module("tvm")
         relax = importlib.import_module("tvm.relax")
         frontend = importlib.import_module("tvm.relax.frontend.onnx")
-        module = frontend.from_onnx(with_static_shape(model, image_input(model).name, shape))
+        module = frontend.from_onnx(with_static_shapes(model, shapes))
         module = relax.transform.DecomposeOpsForInference()(module)
         module = relax.get_pipeline("zero")(module)
         machine = relax.VirtualMachine(tvm.compile(module, target="llvm"), tvm.cpu())
 
-        def run(images: Array) -> list[Array]:
-            result = machine["main"](tvm.runtime.tensor(images))
+        def run(feeds: Feeds) -> list[Array]:
+            result = machine["main"](*map(tvm.runtime.tensor, feeds.values()))
             values = [result] if hasattr(result, "numpy") else list(result)
             return [np.array(value.numpy()) for value in values]
 

@@ -1,6 +1,6 @@
 """Running models in ONNX Runtime: sessions, fault engines, profiles and what outputs mean."""
 
-from proact_onnx.engine.calls import Calls
+from proact_onnx.engine.calls import Calls, join
 from proact_onnx.engine.cuts import Workload
 from proact_onnx.engine.latency import latency_ratios
 from proact_onnx.engine.metrics import Predictions, chance_warning, is_classifier, top1
@@ -40,6 +40,7 @@ __all__ = [
     "extensions_version",
     "is_classifier",
     "is_large",
+    "join",
     "latency_ratios",
     "load_operators",
     "observed_shapes",

@@ -12,6 +12,7 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
+from proact_onnx.errors import RunError
 from proact_onnx.model import ModelInput
 
 Array = npt.NDArray[Any]
@@ -81,7 +82,7 @@ class Calls:
             return {self.inputs[0]: batch}
         # A field lies among the others: runtimes read numbers that lie together, aligned.
         return {
-            name: np.require(batch[name][0] if self.whole else batch[name], requirements="CA")
+            name: np.require(batch[name][0] if self.whole else batch[name], requirements=["C", "A"])
             for name in self.inputs
         }
 
@@ -98,3 +99,22 @@ class Calls:
         if self.whole:
             return [np.asarray(value)[None] for value in outputs]
         return [np.atleast_1d(value)[:count] for value in outputs]
+
+
+def join(parts: Sequence[Array], what: str = "an output") -> Array:
+    """Put together what an output is for the samples of several calls.
+
+    Args:
+        parts: Each ``[count, ...]``.
+        what: How to call the output in a message.
+
+    Raises:
+        RunError: If the output has another shape from one call to another.
+    """
+    shapes = list(dict.fromkeys(part.shape[1:] for part in parts))
+    if len(shapes) > 1:
+        raise RunError(
+            f"{what} has shape {list(shapes[0])} for some samples and {list(shapes[1])} for "
+            "others, so they cannot be put together: give samples whose outputs have one shape"
+        )
+    return np.concatenate(parts)

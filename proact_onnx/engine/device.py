@@ -3,12 +3,11 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import onnx
 import onnxruntime as ort
 from onnx import numpy_helper
 
-from proact_onnx.engine.calls import Calls
+from proact_onnx.engine.calls import Calls, join
 from proact_onnx.engine.memory import DeviceMemory, aligned_copy
 from proact_onnx.engine.session import (
     Array,
@@ -79,7 +78,7 @@ class DeviceEngine:
                 on the device and must not change.
         """
         streamed = self._stream(images, self._outputs[:1], chosen)
-        return np.concatenate([values[0] for values in streamed])
+        return join([values[0] for values in streamed])
 
     def stream(self, images: Array, chosen: Indices | None = None) -> Iterator[list[Array]]:
         """Yield all outputs of the model batch by batch, each ``[batch, ...]``; see `run`."""

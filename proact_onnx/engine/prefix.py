@@ -18,7 +18,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from proact_onnx.engine.calls import Calls
+from proact_onnx.engine.calls import Calls, join
 from proact_onnx.engine.cuts import Cut, Layout, Workload, choose_cuts, find_cuts
 from proact_onnx.engine.device import DeviceEngine
 from proact_onnx.engine.inplace import InPlaceEngine
@@ -79,7 +79,7 @@ class Stage:
 def run_all(engine: FaultEngine, images: Array, chosen: Indices | None = None) -> list[Array]:
     """All outputs of an engine for some images, each ``[N, ...]``; see `FaultEngine.stream`."""
     batches = list(engine.stream(images, chosen))
-    return [np.concatenate(values) for values in zip(*batches, strict=True)]
+    return [join(values) for values in zip(*batches, strict=True)]
 
 
 def _outputs(stage: Stage, values: Array, chosen: Indices | None = None) -> list[Array]:

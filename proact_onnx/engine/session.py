@@ -15,7 +15,7 @@ import numpy.typing as npt
 import onnx
 import onnxruntime as ort
 
-from proact_onnx.engine.calls import Calls
+from proact_onnx.engine.calls import Calls, join
 from proact_onnx.engine.operators import describe_unknown, register_operators
 from proact_onnx.errors import ModelError, RunError, SettingsError
 from proact_onnx.external_data import write_with_external_data
@@ -259,16 +259,9 @@ class BatchRunner:
             RunError: If ONNX Runtime fails at running the model, or calls give outputs of
                 different shapes.
         """
-        parts = [value for [value] in self.stream(images, self.outputs[:1], chosen)]
-        first = parts[0].shape[1:]
-        other = next((part.shape[1:] for part in parts if part.shape[1:] != first), first)
-        if other != first:
-            raise RunError(
-                f"output {self.outputs[0]!r} has shape {list(first)} for some samples and "
-                f"{list(other)} for others, so they cannot be put together: give samples whose "
-                "outputs have one shape"
-            )
-        return np.concatenate(parts)
+        output = self.outputs[0]
+        parts = [value for [value] in self.stream(images, [output], chosen)]
+        return join(parts, f"output {output!r}")
 
     def stream(
         self, images: Array, outputs: Sequence[str], chosen: Indices | None = None
@@ -325,4 +318,3 @@ class Session(BatchRunner):
     ) -> None:
         session = create_session(model, provider, session_options(threads))
         super().__init__(session, model, batch_size)
-

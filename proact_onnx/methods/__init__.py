@@ -35,12 +35,12 @@ def _brelu(context: FitContext) -> Fitted:
 
 
 METHODS: Mapping[str, Method] = {
-    "proact": Method(_proact, Granularity.HYBRID),
-    "ranger": Method(ranger.fit, Granularity.LAYER, profiles_only=True),
+    "proact": Method(_proact, Granularity.HYBRID, trains=True),
+    "ranger": Method(ranger.fit, Granularity.LAYER),
     "ftclipact": Method(ftclipact.fit, Granularity.LAYER, runs_trials=True),
-    "fitact": Method(_fitact, Granularity.NEURON),
-    "brelu": Method(_brelu, Granularity.LAYER, Form.SATURATE),
-    "clip-percentile": Method(clip_percentile.fit, Granularity.LAYER, profiles_only=True),
+    "fitact": Method(_fitact, Granularity.NEURON, trains=True),
+    "brelu": Method(_brelu, Granularity.LAYER, Form.SATURATE, trains=True),
+    "clip-percentile": Method(clip_percentile.fit, Granularity.LAYER),
 }
 
 __all__ = ["METHODS", "Checkpoint", "Fit", "FitContext", "Fitted", "LabelledBatch", "Method"]

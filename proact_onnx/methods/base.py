@@ -123,14 +123,15 @@ class Method:
         fit: Finds the thresholds.
         granularity: What shares a threshold, where the user does not say.
         form: How bounds are written, where the user does not say.
-        profiles_only: Whether it looks at the values of activations alone, which any model has.
+        trains: Whether it trains thresholds in the PyTorch mirror, which takes batches of one
+            input.
         runs_trials: Whether it runs trials under fault, which workers can do.
     """
 
     fit: Fit
     granularity: Granularity
     form: Form = Form.HARD
-    profiles_only: bool = False
+    trains: bool = False
     runs_trials: bool = False
 
     def resolve(self, settings: HardenSettings) -> HardenSettings:

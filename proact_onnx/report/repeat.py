@@ -114,6 +114,8 @@ def _spell(command: str, record: CampaignRecord | AtlasRecord, options: list[str
     words += _list("--operators", [made_by.get("operators", "")])
     if "tolerance" in identity and not _judges_classes(record):
         words += ["--tolerance", repr(identity["tolerance"])]
+    if identity.get("judged_output") is not None:
+        words += ["--judged-output", identity["judged_output"]]
     for name in ("per_class", "distance", "record_faults"):
         if identity.get(name):
             words.append(f"--{name.replace('_', '-')}")
