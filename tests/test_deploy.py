@@ -349,7 +349,16 @@ def test_half_precision_gets_its_largest_number() -> None:
     assert weight[0, 0] == 65504
 
 
-ONE = {"a": np.array([[[[1.0]], [[2.0]]]], np.float32), "b": np.array(3.0, np.float32)}
+ONE = Bounds(
+    {
+        "a": np.array([[[[1.0]], [[2.0]]]], np.float32),
+        "b": np.array(3.0, np.float32),
+        "c": np.array(3.0, np.float32),
+        "d": np.array(3.0, np.float32),
+    },
+    (),
+    {"c": np.array(-2.0, np.float32), "d": np.array(-np.finfo(np.float32).max)},
+)
 
 
 @pytest.mark.parametrize(
@@ -361,6 +370,11 @@ ONE = {"a": np.array([[[[1.0]], [[2.0]]]], np.float32), "b": np.array(3.0, np.fl
         (("a", 1), -0.1, "a"),
         (("b", 0), np.nan, "b"),
         (("b", 0), np.inf, "b"),
+        (("c", 0), -1.9, None),
+        (("c", 0), -2.1, "c"),
+        (("c", 0), 3.1, "c"),
+        (("d", 0), -1e30, None),
+        (("d", 0), -np.inf, "d"),
         (("y", 0), np.inf, "the outputs"),
         (("y", 0), np.nan, "the outputs"),
         (("y", 0), 1e30, None),
@@ -370,10 +384,12 @@ def test_the_first_leak(place: tuple[str, int], value: float, leak: str | None) 
     values = {
         "a": np.full((1, 2, 3, 3), 0.5, np.float32),
         "b": np.full((1, 4), 0.5, np.float32),
+        "c": np.full((1, 4), -0.5, np.float32),
+        "d": np.full((1, 4), -0.5, np.float32),
         "y": np.zeros((1, 2), np.float32),
     }
     values[place[0]].reshape(-1)[-1 if place == ("a", 1) else 0] = value
-    hidden = {"a": values["a"], "b": values["b"]}
+    hidden = {name: values[name] for name in ONE.thresholds}
     assert first_leak([values["y"], np.array([1])], hidden, ONE) == leak
 
 

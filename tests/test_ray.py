@@ -32,8 +32,10 @@ from proact_onnx.progress import LogReporter
 from proact_onnx.settings import HardenSettings, InjectSettings, SensitivitySettings
 from tests.command_line import Command
 from tests.numerics import parse
+from tests.test_any_model import dataset as several_inputs
 from tests.test_campaign import ROOT, RUNTIME, dataset, images, network
 from tests.test_methods import context
+from tests.test_several_inputs import KINDS
 
 # Ray is an extra.
 ray = pytest.importorskip("ray")
@@ -209,6 +211,18 @@ def test_workers_load_libraries_of_operators(
     run.run(tmp_path / "one.jsonl")
     run.run(tmp_path / "two.jsonl", None, RayExecutor(1))
     assert lines(tmp_path / "two.jsonl") == lines(tmp_path / "one.jsonl")
+
+
+@pytest.mark.usefixtures("cluster")
+@pytest.mark.parametrize("kind", KINDS)
+def test_samples_of_several_inputs_are_sent(kind: str, tmp_path: Path) -> None:
+    make, samples = KINDS[kind]
+    path, inject = make(tmp_path), InjectSettings(ber=(1e-3,), trials=12, images=9)
+    data = several_inputs(samples())
+    for name, executor in (("one", None), ("two", RayExecutor(2))):
+        Campaign(path, data, inject, runtime=RUNTIME).run(tmp_path / name, None, executor)
+    assert len(lines(tmp_path / "one")) == 12
+    assert lines(tmp_path / "two") == lines(tmp_path / "one")
 
 
 def children(process: int) -> list[int]:

@@ -88,15 +88,10 @@ def steps() -> Mapping[str, Array]:
 def recurrent(folder: Path) -> Path:
     torch.manual_seed(0)
     path = folder / "steps.onnx"
-    inputs = {name: values[0] for name, values in steps().items()}
-    # `export` takes the first two rows, which are two time steps.
-    export(Recurrent(), path, {**inputs, "state": inputs["state"]}, **batch_second())
-    return path
-
-
-def batch_second() -> dict[str, object]:
     axes = {"steps": {0: "T", 1: "N"}, "state": {1: "N"}}
-    return {"dynamo": False, "opset_version": 17, "dynamic_axes": axes}
+    one_call = {name: values[0] for name, values in steps().items()}
+    export(Recurrent(), path, one_call, dynamo=False, opset_version=17, dynamic_axes=axes)
+    return path
 
 
 KINDS: dict[str, tuple[Callable[[Path], Path], Callable[[], Mapping[str, Array]]]] = {

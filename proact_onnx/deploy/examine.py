@@ -264,7 +264,7 @@ def _plant_all(candidate: Candidate, job: Job) -> Containment | None:
         except Exception:  # a runtime that does not give out inner tensors
             looked_inside = False
         hidden = {name: inside[name] for name in bounds.thresholds if name in inside}
-        leaks[spelled] = first_leak(outputs, hidden, bounds.thresholds)
+        leaks[spelled] = first_leak(outputs, hidden, bounds)
     return Containment(leaks, looked_inside, tuple(set(bounds.weights) - weights.keys()))
 
 

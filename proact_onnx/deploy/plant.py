@@ -1,7 +1,7 @@
 """Faults in the weights of protected layers, and whether the bounds contain them."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import onnx
@@ -9,7 +9,14 @@ from onnx import numpy_helper
 
 from proact_onnx.deploy.base import Array
 from proact_onnx.messages import node_reads, with_values
-from proact_onnx.model import FLOAT_TYPES, HYRELU, RESCALE, THRESHOLD_SUFFIX
+from proact_onnx.model import (
+    FLOAT_LIMITS,
+    FLOAT_TYPES,
+    HYRELU,
+    LOWER_SUFFIX,
+    RESCALE,
+    THRESHOLD_SUFFIX,
+)
 
 # What is planted; behind float16 the last is the largest finite number.
 PLANTED = {"+inf": np.inf, "-inf": -np.inf, "NaN": np.nan, "1e30": 1e30}
@@ -29,10 +36,13 @@ class Bounds:
         thresholds: By bounded activation, in topological order.
         weights: Names of the weights of protected layers: those whose output reaches nothing but
             bounded activations.
+        lower: By bounded activation that may be negative, its lower thresholds; of those that the
+            function itself bounds from below, the lowest finite number.
     """
 
     thresholds: Mapping[str, Array]
     weights: tuple[str, ...]
+    lower: Mapping[str, Array] = field(default_factory=dict)
 
 
 def find_bounds(model: onnx.ModelProto) -> Bounds:
@@ -59,9 +69,16 @@ def find_bounds(model: onnx.ModelProto) -> Bounds:
         and _is_protected(node.output[0], readers, thresholds, ends)
     ]
     written = [name for node in model.graph.node for name in node.output]
+    lower = {
+        name: numpy_helper.to_array(stored[f"{name}{LOWER_SUFFIX}"])
+        if f"{name}{LOWER_SUFFIX}" in stored
+        else np.array(-FLOAT_LIMITS[values.dtype])
+        for name, values in thresholds.items()
+        if f"{name}{LOWER_SUFFIX}" in stored or f"{name}{HYRELU}value" in written
+    }
     order = {name: place for place, name in enumerate(written)}
     ordered = sorted(thresholds.items(), key=lambda item: order.get(item[0], len(order)))
-    return Bounds(dict(ordered), tuple(weights))
+    return Bounds(dict(ordered), tuple(weights), lower)
 
 
 def plant(model: onnx.ModelProto, weights: Iterable[str], value: float) -> onnx.ModelProto:
@@ -78,23 +95,24 @@ def plant(model: onnx.ModelProto, weights: Iterable[str], value: float) -> onnx.
     return with_values(model, changed)
 
 
-def first_leak(
-    outputs: Sequence[Array], hidden: Mapping[str, Array], thresholds: Mapping[str, Array]
-) -> str | None:
+def first_leak(outputs: Sequence[Array], hidden: Mapping[str, Array], bounds: Bounds) -> str | None:
     """Name the first bounded activation that is out of its thresholds, or output not finite.
 
     Args:
         outputs: The outputs of a model with faults.
         hidden: Its bounded activations, in topological order; empty where they are not known.
-        thresholds: By activation.
+        bounds: What they are kept to.
 
     Returns:
         The tensor's name, ``"the outputs"``, or None where everything is contained.
     """
     for name, values in hidden.items():
-        limit = np.abs(thresholds[name]).astype(np.float64) * (1 + _MARGIN)
+        lowest, highest = (
+            _along(np.abs(ends.get(name, np.zeros(()))).astype(np.float64), values) * (1 + _MARGIN)
+            for ends in (bounds.lower, bounds.thresholds)
+        )
         # A comparison with NaN does not hold.
-        if not ((values >= 0) & (values <= _along(limit, values))).all():
+        if not ((values >= -lowest) & (values <= highest)).all():
             return name
     if not all(np.isfinite(values).all() for values in outputs if values.dtype.kind == "f"):
         return "the outputs"
