@@ -110,6 +110,7 @@ SAMPLES: dict[str, tuple[str, str, Any]] = {
     "inject.bits": ("'3-5'", "0-7,31", "0-7,31"),
     "inject.requirement": ("3", "90", 90.0),
     "inject.tolerance": ("3", "0.05", 0.05),
+    "inject.judged_output": ("'a'", "scores", "scores"),
     "inject.per_class": ("false", FLAG, True),
     "inject.distance": ("false", FLAG, True),
     "inject.record_faults": ("false", FLAG, True),
