@@ -20,6 +20,7 @@ from proact_onnx.campaign import (
     TrialResult,
     read_campaign,
 )
+from proact_onnx.campaign.reading import read_record
 from proact_onnx.compare import MethodComparison
 from proact_onnx.data import Dataset, Preprocessing, bundle, prepare_inputs
 from proact_onnx.engine import Calls, Provider, Workload, choose_engine
@@ -32,6 +33,7 @@ from proact_onnx.errors import CampaignError, DataError, ModelError, SettingsErr
 from proact_onnx.faults import fault_space
 from proact_onnx.harden import harden
 from proact_onnx.model import load_model, model_inputs
+from proact_onnx.report.repeat import commands
 from proact_onnx.settings import (
     HardenSettings,
     InjectSettings,
@@ -278,6 +280,8 @@ def test_another_output_can_be_judged(tmp_path: Path) -> None:
     again = replay.run(replay.find(2), path, data, runtime=RUNTIME)
     assert again.reproduced
     assert read_campaign(record)[0].identity["judged_output"] == "scores"
+    [command] = commands(read_record(record))
+    assert "--judged-output scores" in command
 
     others, _ = carry_out(path, data, first)
     assert "judged_output" not in read_campaign(first)[0].identity
