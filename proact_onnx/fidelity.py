@@ -47,7 +47,7 @@ def gives_scores(model: Session, images: npt.NDArray[Any]) -> bool:
     What a call gives that is not cut along a batch may be anything, such as the bytes of an encoded
     image: scores are numbers with a fraction there, and as many for every call.
     """
-    if not model.takes_calls(images):
+    if not model.calls(images).whole:
         return is_classifier(model.run(images[:1]))
     kinds = {
         (scores.shape, scores.dtype.kind, is_classifier(scores))

@@ -291,8 +291,10 @@ def test_whole_calls_are_no_batches(files: Dataset, tmp_path: Path) -> None:
     monitored = HardenSettings(method="ranger", monitor=True)
     with pytest.raises(ModelError, match=r"a monitor counts for each .*: leave --monitor out"):
         harden(original, files, settings=monitored, runtime=RUNTIME)
-    with pytest.raises(ModelError, match=r"campaigns .* net.onnx is given whole calls: give a"):
-        Campaign(original, files, runtime=RUNTIME)
+    inject = InjectSettings(ber=(1e-3,), trials=3)
+    found = Campaign(original, files, inject, runtime=RUNTIME).run(tmp_path / "run.jsonl")
+    assert found.summaries[0].trials == 3
+    assert found.images == len(files)
 
 
 def test_a_model_between_image_files(shared_dir: Path, tmp_path: Path) -> None:
