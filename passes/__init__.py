@@ -20,12 +20,14 @@ from passes.base import Pass, PassError, PostconditionError, PreconditionError, 
 from passes.cleanup import Cleanup
 from passes.cut import CutPoint, DataFlow, data_flow, part_between
 from passes.expand_pools import ExpandPools
+from passes.expose_extremes import EXTREMES_OPSET, Extremes, expose_extremes
 from passes.expose_tensors import ExposeTensors
 from passes.fold_batchnorm import FoldBatchnorm, Refusal
 from passes.forms import LOWEST_OPSET, Form
 from passes.insert_bounds import BoundedSite, InsertBounds
 from passes.insert_hyrelu import InsertHyReLU, Site
 from passes.lift_constants import LiftConstants
+from passes.lift_subgraphs import lift_subgraphs
 from passes.monitor import MONITOR_OPSET, AddMonitor, Bound
 from passes.normalize_activations import NormalizeActivations
 from passes.rescale_weights import (
@@ -38,8 +40,10 @@ from passes.rescale_weights import (
     SurveyLayers,
 )
 from passes.restore_rectifiers import RestoreRectifiers
+from passes.subgraphs import nested_graphs, run_in_subgraphs
 
 __all__ = [
+    "EXTREMES_OPSET",
     "LOWEST_OPSET",
     "MONITOR_OPSET",
     "RESCALE_OPSET",
@@ -52,6 +56,7 @@ __all__ = [
     "DataFlow",
     "ExpandPools",
     "ExposeTensors",
+    "Extremes",
     "FoldBatchnorm",
     "Form",
     "InsertBounds",
@@ -71,6 +76,10 @@ __all__ = [
     "StoredLayer",
     "SurveyLayers",
     "data_flow",
+    "expose_extremes",
+    "lift_subgraphs",
+    "nested_graphs",
     "part_between",
+    "run_in_subgraphs",
     "run_passes",
 ]
