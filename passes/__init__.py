@@ -41,6 +41,7 @@ from passes.rescale_weights import (
 )
 from passes.restore_rectifiers import RestoreRectifiers
 from passes.subgraphs import nested_graphs, run_in_subgraphs
+from passes.take_branches import take_branches
 
 __all__ = [
     "EXTREMES_OPSET",
@@ -82,4 +83,5 @@ __all__ = [
     "part_between",
     "run_in_subgraphs",
     "run_passes",
+    "take_branches",
 ]

@@ -7,7 +7,7 @@ import onnx
 from passes.edits import unique_name
 from passes.lift_constants import LiftConstants
 from passes.roundtrip import names_in, node_graphs
-from passes.subgraphs import nested_graphs, run_in_subgraphs
+from passes.subgraphs import nested_graphs, rename_tensors, run_in_subgraphs
 
 
 def lift_subgraphs(model: onnx.ModelProto) -> tuple[onnx.ModelProto, int]:
@@ -53,7 +53,7 @@ def _name_apart(graph: onnx.GraphProto, outer: Mapping[str, str], taken: set[str
             for name in _definitions(subgraph):
                 names[name] = unique_name(name, taken)
                 changed += names[name] != name
-            _rename(subgraph, names)
+            rename_tensors(subgraph, names)
             changed += _name_apart(subgraph, names, taken)
     return changed
 
@@ -65,19 +65,6 @@ def _definitions(graph: onnx.GraphProto) -> Iterable[str]:
     names += [sparse.values.name for sparse in graph.sparse_initializer]
     names += [name for node in graph.node for name in node.output if name]
     return dict.fromkeys(names)
-
-
-def _rename(graph: onnx.GraphProto, names: Mapping[str, str]) -> None:
-    """Rename tensors in a graph, its subgraphs left out."""
-    for node in graph.node:
-        node.input[:] = [names.get(name, name) for name in node.input]
-        node.output[:] = [names.get(name, name) for name in node.output]
-    sparse = [each.values for each in graph.sparse_initializer]
-    infos = (*graph.input, *graph.output, *graph.value_info)
-    for named in (*graph.initializer, *sparse, *infos):
-        named.name = names.get(named.name, named.name)
-    for note in graph.quantization_annotation:
-        note.tensor_name = names.get(note.tensor_name, note.tensor_name)
 
 
 def _give_out_copies(subgraph: onnx.GraphProto, taken: set[str]) -> int:

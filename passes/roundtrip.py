@@ -57,7 +57,7 @@ def import_model(
         OnnxGraphSurgeonException: If graphsurgeon cannot represent the graph.
     """
     # Graphsurgeon keeps hold of the message it imports, and writes to it.
-    scratch, parked = _without_large_weights(model)
+    scratch, parked = without_large_weights(model)
     scratch.graph.value_info.extend(types)
     # The export cannot write these types, and functions are never edited.
     for info in (*scratch.graph.input, *scratch.graph.output, *scratch.graph.value_info):
@@ -224,7 +224,7 @@ def _initializers(imported: ImportedModel, restored: onnx.GraphProto) -> list[on
     return list((ordered | found).values())
 
 
-def _without_large_weights(
+def without_large_weights(
     model: onnx.ModelProto,
 ) -> tuple[onnx.ModelProto, dict[str, onnx.TensorProto]]:
     """Copy a model with nothing in the place of its large initializers, and return these by name.

@@ -7,7 +7,7 @@ them there.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import onnx
 
@@ -25,6 +25,19 @@ def nested_graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
         for subgraph in node_graphs(node):
             yield subgraph
             yield from nested_graphs(subgraph)
+
+
+def rename_tensors(graph: onnx.GraphProto, names: Mapping[str, str]) -> None:
+    """Rename tensors in a graph, its subgraphs left out."""
+    for node in graph.node:
+        node.input[:] = [names.get(name, name) for name in node.input]
+        node.output[:] = [names.get(name, name) for name in node.output]
+    sparse = [each.values for each in graph.sparse_initializer]
+    infos = (*graph.input, *graph.output, *graph.value_info)
+    for named in (*graph.initializer, *sparse, *infos):
+        named.name = names.get(named.name, named.name)
+    for note in graph.quantization_annotation:
+        note.tensor_name = names.get(note.tensor_name, note.tensor_name)
 
 
 def run_in_subgraphs(

@@ -53,8 +53,8 @@ __all__ = [
     "expose",
     "expose_extremes",
     "insert",
-    "lift_subgraphs",
     "lower_name",
+    "open_subgraphs",
     "part_between",
     "prepare",
     "rescale",
@@ -125,9 +125,10 @@ def prepare(
     """Bring a model into the form that is trained, measured and hardened.
 
     Model-local functions are inlined, constants become initializers, other spellings of Relu
-    become Relu, BatchNormalization is folded into the layer before it, and dead nodes go. What
-    subgraphs store moves to the main graph, their tensors get names that no other has, and other
-    spellings of Relu become Relu there, too. Outputs stay the same up to rounding.
+    become Relu, BatchNormalization is folded into the layer before it, and dead nodes go. An If
+    that always takes the same branch becomes that branch. What other subgraphs store moves to the
+    main graph, their tensors get names that no other has, and other spellings of Relu become Relu
+    there, too. Outputs stay the same up to rounding.
 
     Args:
         model: The model; it is not changed.
@@ -145,7 +146,7 @@ def prepare(
             model = onnx.inliner.inline_local_functions(model)
         except RuntimeError as error:
             raise ModelError(f"the model's functions cannot be inlined: {error}") from error
-    model, lifted = lift_subgraphs(model)
+    model, opened = open_subgraphs(model)
     fold = passes.FoldBatchnorm()
     steps: list[passes.Pass] = [passes.LiftConstants(), passes.NormalizeActivations()]
     steps += [fold] if fold_batchnorm else []
@@ -153,8 +154,7 @@ def prepare(
     steps += [passes.ExpandPools()] if expand_pools else []
     prepared, changes = _run(model, [*steps, passes.Cleanup()], _open_types(model))
     prepared, inside = _run_inside(prepared, lambda subgraph: [passes.NormalizeActivations()])
-    if lifted:
-        changes["lift-subgraphs"] = lifted
+    changes |= opened
     for name, count in inside.items():
         changes[name] += count
     # The types were known for the passes' sake; the model keeps those it came with.
@@ -166,19 +166,24 @@ def prepare(
     return Prepared(prepared, changes, tuple(fold.refusals))
 
 
-def lift_subgraphs(model: onnx.ModelProto) -> tuple[onnx.ModelProto, int]:
-    """Move what subgraphs store to the main graph, see `passes.lift_subgraphs`.
+def open_subgraphs(model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, int]]:
+    """Move what subgraphs store to the main graph, and take branches that are always taken.
+
+    See `passes.lift_subgraphs` and `passes.take_branches`.
 
     Returns:
-        The model, or a rewritten copy, and the number of changes.
+        The model, or a rewritten copy, and the number of changes of either kind, if there are any.
 
     Raises:
         ModelError: If a subgraph cannot be read.
     """
     try:
-        return passes.lift_subgraphs(model)
+        model, lifted = passes.lift_subgraphs(model)
     except passes.PassError as error:
         raise ModelError(f"a subgraph cannot be rewritten: {error}") from error
+    model, taken = passes.take_branches(model)
+    changes = {"lift-subgraphs": lifted, "take-branches": taken}
+    return model, {name: count for name, count in changes.items() if count}
 
 
 def insert(
