@@ -21,7 +21,7 @@ from proact_onnx.engine import Provider, Session, profile_activations
 from proact_onnx.errors import DataError, ModelError
 from proact_onnx.harden import HardenReport, harden
 from proact_onnx.inspection import inspect_model
-from proact_onnx.messages import with_values
+from proact_onnx.messages import nested_graphs, with_values
 from proact_onnx.model import load_model
 from proact_onnx.rewrite import prepare
 from proact_onnx.settings import DeploySettings, HardenSettings, InjectSettings, RuntimeSettings
@@ -387,3 +387,34 @@ def test_a_loop_whose_samples_are_all_that_a_call_is_given(tmp_path: Path) -> No
     for sample in range(COUNT):
         feed = {name: np.asarray(values[sample]) for name, values in feeds.items()}
         np.testing.assert_array_equal(run(hardened, feed)[0], run(model, feed)[0])
+
+
+def test_a_voice_detector_full_of_branches(tmp_path: Path, shared_dir: Path) -> None:
+    """Of its Ifs some squeeze what the samples decide, and some what the model fixes."""
+    original = shared_dir / "corpus" / "silero_vad_16k_op15.onnx"
+    model = load_model(original)
+    feeds = {
+        "input": noise(1, 512),
+        "state": np.zeros((COUNT, 2, 1, 128), np.float32),
+        "sr": np.full(COUNT, 16000),
+    }
+    data = Dataset(bundle(feeds, "noise"), None, "noise")
+    output = tmp_path / "hardened.onnx"
+    settings = HardenSettings(method="ranger", slack=1.5)
+    report = harden(original, data, output, test=data, settings=settings)
+    assert [activation.op for activation in report.activations] == ["Relu"] * 5
+    assert report.fidelity.output_change < 1e-5
+    hardened = load_model(output)
+    assert (choices(model), choices(hardened)) == (12, 7)
+    assert not any(graph.initializer for graph in nested_graphs(hardened.graph))
+    for sample in range(5):
+        feed = {name: np.asarray(values[sample]) for name, values in feeds.items()}
+        for ours, theirs in zip(run(hardened, feed), run(model, feed), strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+    assert verify(original, output, data).passed
+
+
+def choices(model: onnx.ModelProto) -> int:
+    """Number of Ifs, at any depth."""
+    graphs = [model.graph, *nested_graphs(model.graph)]
+    return sum(node.op_type == "If" for graph in graphs for node in graph.node)
