@@ -394,9 +394,9 @@ def test_a_voice_detector_full_of_branches(tmp_path: Path, shared_dir: Path) -> 
     original = shared_dir / "corpus" / "silero_vad_16k_op15.onnx"
     model = load_model(original)
     feeds = {
-        "input": noise(1, 512),
-        "state": np.zeros((COUNT, 2, 1, 128), np.float32),
-        "sr": np.full(COUNT, 16000),
+        "input": noise(1, 512)[:9],
+        "state": np.zeros((9, 2, 1, 128), np.float32),
+        "sr": np.full(9, 16000),
     }
     data = Dataset(bundle(feeds, "noise"), None, "noise")
     output = tmp_path / "hardened.onnx"
@@ -407,7 +407,7 @@ def test_a_voice_detector_full_of_branches(tmp_path: Path, shared_dir: Path) -> 
     hardened = load_model(output)
     assert (choices(model), choices(hardened)) == (12, 7)
     assert not any(graph.initializer for graph in nested_graphs(hardened.graph))
-    for sample in range(5):
+    for sample in range(2):
         feed = {name: np.asarray(values[sample]) for name, values in feeds.items()}
         for ours, theirs in zip(run(hardened, feed), run(model, feed), strict=True):
             np.testing.assert_array_equal(ours, theirs)
