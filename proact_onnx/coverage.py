@@ -6,12 +6,7 @@ from dataclasses import dataclass
 
 import onnx
 
-from proact_onnx.activations import (
-    Activation,
-    find_activations,
-    tensor_shapes,
-    tensor_types,
-)
+from proact_onnx.activations import Activation, find_activations, tensor_shapes, tensor_types
 from proact_onnx.functions import Function, find_functions, find_inner_functions
 from proact_onnx.messages import node_reads
 from proact_onnx.model import FLOAT_TYPES
@@ -64,29 +59,33 @@ def unprotected(model: onnx.ModelProto) -> list[Unprotected]:
         if function.is_narrow:
             name = model.graph.node[function.nodes[-1]].name or function.output
             found.append(Unprotected(name, function.op, _within(function)))
-    bounded = {activation.tensor for activation in find_activations(model)}
-    inner = find_inner_functions(model)
-    types = tensor_types(model, inside=True) if inner else {}
-    for each in inner:
-        function = each.function
-        if function.is_bounded or function.output in bounded:
-            continue
-        info = types.get(function.output)
-        if info is not None and info.type.tensor_type.elem_type not in FLOAT_TYPES:
-            continue
-        reason = (
-            _within(function)
-            if function.is_narrow
-            else f"it lies in a subgraph of {each.owner!r} that cannot be profiled"
-        )
-        found.append(Unprotected(each.name, function.op, reason))
-    return found
+    return found + _unprotected_inside(model)
 
 
 def never_run(activation: Activation) -> Unprotected:
     """Describe an activation inside a subgraph that calibration has not run."""
     reason = f"no calibration sample runs the subgraph of {activation.owner!r} that it lies in"
     return Unprotected(activation.name, activation.op, reason)
+
+
+def _unprotected_inside(model: onnx.ModelProto) -> list[Unprotected]:
+    inner = find_inner_functions(model)
+    if not inner:
+        return []
+    bounded = {activation.tensor for activation in find_activations(model)}
+    types = tensor_types(model, inside=True)
+    found = []
+    for each in inner:
+        function = each.function
+        info = types.get(function.output)
+        is_float = info is None or info.type.tensor_type.elem_type in FLOAT_TYPES
+        if function.is_bounded or function.output in bounded or not is_float:
+            continue
+        reason = f"it lies in a subgraph of {each.owner!r} that cannot be profiled"
+        if function.is_narrow:
+            reason = _within(function)
+        found.append(Unprotected(each.name, function.op, reason))
+    return found
 
 
 def coverage(model: onnx.ModelProto, bounded: Sequence[Activation]) -> Coverage:

@@ -198,8 +198,8 @@ def insert(
     """Put a bound behind every activation that has a threshold, inside subgraphs as well.
 
     Thresholds are stored in the activation's own type, one initializer per activation named by
-    `threshold_name`, and one for lower thresholds where it has some. Behind float16 they end at the
-    largest finite number.
+    `threshold_name`, and one for lower thresholds where it has some. They stand in the main graph,
+    wherever the activation is. Behind float16 they end at the largest finite number.
 
     Args:
         model: The model; it is not changed.
