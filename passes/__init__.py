@@ -13,7 +13,8 @@ How to write a pass:
 6. ``ensures(graph)`` raises `PostconditionError` where the result breaks the pass's promise.
 7. A match that is not rewritten for a reason is recorded with the reason.
 
-Run passes with `run_passes`, which also puts back what graphsurgeon loses.
+Run passes with `run_passes`, which also puts back what graphsurgeon loses. They see the main graph
+alone; `run_in_subgraphs` runs them inside subgraphs.
 """
 
 from passes.base import Pass, PassError, PostconditionError, PreconditionError, run_passes
