@@ -13,19 +13,22 @@ How to write a pass:
 6. ``ensures(graph)`` raises `PostconditionError` where the result breaks the pass's promise.
 7. A match that is not rewritten for a reason is recorded with the reason.
 
-Run passes with `run_passes`, which also puts back what graphsurgeon loses.
+Run passes with `run_passes`, which also puts back what graphsurgeon loses. They see the main graph
+alone; `run_in_subgraphs` runs them inside subgraphs.
 """
 
 from passes.base import Pass, PassError, PostconditionError, PreconditionError, run_passes
 from passes.cleanup import Cleanup
 from passes.cut import CutPoint, DataFlow, data_flow, part_between
 from passes.expand_pools import ExpandPools
+from passes.expose_extremes import EXTREMES_OPSET, Extremes, expose_extremes
 from passes.expose_tensors import ExposeTensors
 from passes.fold_batchnorm import FoldBatchnorm, Refusal
 from passes.forms import LOWEST_OPSET, Form
 from passes.insert_bounds import BoundedSite, InsertBounds
 from passes.insert_hyrelu import InsertHyReLU, Site
 from passes.lift_constants import LiftConstants
+from passes.lift_subgraphs import lift_subgraphs
 from passes.monitor import MONITOR_OPSET, AddMonitor, Bound
 from passes.normalize_activations import NormalizeActivations
 from passes.rescale_weights import (
@@ -38,8 +41,11 @@ from passes.rescale_weights import (
     SurveyLayers,
 )
 from passes.restore_rectifiers import RestoreRectifiers
+from passes.subgraphs import nested_graphs, run_in_subgraphs
+from passes.take_branches import take_branches
 
 __all__ = [
+    "EXTREMES_OPSET",
     "LOWEST_OPSET",
     "MONITOR_OPSET",
     "RESCALE_OPSET",
@@ -52,6 +58,7 @@ __all__ = [
     "DataFlow",
     "ExpandPools",
     "ExposeTensors",
+    "Extremes",
     "FoldBatchnorm",
     "Form",
     "InsertBounds",
@@ -71,6 +78,11 @@ __all__ = [
     "StoredLayer",
     "SurveyLayers",
     "data_flow",
+    "expose_extremes",
+    "lift_subgraphs",
+    "nested_graphs",
     "part_between",
+    "run_in_subgraphs",
     "run_passes",
+    "take_branches",
 ]

@@ -57,7 +57,7 @@ def import_model(
         OnnxGraphSurgeonException: If graphsurgeon cannot represent the graph.
     """
     # Graphsurgeon keeps hold of the message it imports, and writes to it.
-    scratch, parked = _without_large_weights(model)
+    scratch, parked = without_large_weights(model)
     scratch.graph.value_info.extend(types)
     # The export cannot write these types, and functions are never edited.
     for info in (*scratch.graph.input, *scratch.graph.output, *scratch.graph.value_info):
@@ -97,7 +97,7 @@ def export_model(imported: ImportedModel) -> onnx.ModelProto:
         for tensor in graph.outputs:
             restored.output.append(infos.get(tensor.name) or _info(tensor))
         restored.value_info.extend(_value_infos(original, tensors, restored))
-    present = _tensor_names(restored)
+    present = names_in(restored)
     restored.quantization_annotation.extend(
         note for note in original.graph.quantization_annotation if note.tensor_name in present
     )
@@ -108,22 +108,33 @@ def captured_names(graph: onnx.GraphProto) -> set[str]:
     """Names of outer tensors that the subgraphs of ``graph`` read."""
     captured: set[str] = set()
     for node in graph.node:
-        for subgraph in _subgraphs(node):
-            read = {name for inner in subgraph.node for name in inner.input}
-            read |= {output.name for output in subgraph.output} | captured_names(subgraph)
-            local = _tensor_names(subgraph, read_too=False)
-            captured |= read - local - {""}
+        for subgraph in node_graphs(node):
+            captured |= outer_names(subgraph)
     return captured
 
 
-def _subgraphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
+def outer_names(subgraph: onnx.GraphProto) -> set[str]:
+    """Names of tensors that a subgraph reads, or gives out, and that are not its own."""
+    read = {name for node in subgraph.node for name in node.input}
+    read |= {output.name for output in subgraph.output} | captured_names(subgraph)
+    return read - names_in(subgraph, read_too=False) - {""}
+
+
+def node_graphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
+    """The graphs in a node's attributes, such as the branches of an If."""
     for attribute in node.attribute:
         if attribute.HasField("g"):
             yield attribute.g
         yield from attribute.graphs
 
 
-def _tensor_names(graph: onnx.GraphProto, read_too: bool = True) -> set[str]:
+def names_in(graph: onnx.GraphProto, read_too: bool = True) -> set[str]:
+    """Names of the tensors of a graph, those of its subgraphs left out.
+
+    Args:
+        graph: The graph.
+        read_too: Whether names count that its nodes read and nothing in it defines.
+    """
     names = {tensor.name for tensor in graph.initializer}
     names.update(tensor.values.name for tensor in graph.sparse_initializer)
     names.update(info.name for info in graph.input)
@@ -213,7 +224,7 @@ def _initializers(imported: ImportedModel, restored: onnx.GraphProto) -> list[on
     return list((ordered | found).values())
 
 
-def _without_large_weights(
+def without_large_weights(
     model: onnx.ModelProto,
 ) -> tuple[onnx.ModelProto, dict[str, onnx.TensorProto]]:
     """Copy a model with nothing in the place of its large initializers, and return these by name.
@@ -272,7 +283,7 @@ def _inputs(
 def _value_infos(
     original: onnx.ModelProto, tensors: dict[str, gs.Tensor], restored: onnx.GraphProto
 ) -> Iterator[onnx.ValueInfoProto]:
-    present = _tensor_names(restored) | captured_names(restored)
+    present = names_in(restored) | captured_names(restored)
     edges = {info.name for info in (*restored.input, *restored.output)}
     stated = {info.name for info in original.graph.value_info}
     stored = {tensor.name: tensor for tensor in restored.initializer}

@@ -1,15 +1,17 @@
 """The activations of a graph: what is hardened, and in which order."""
 
+from collections import defaultdict
 from collections.abc import Collection
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import onnx
 
-from proact_onnx.functions import Function, Sides, find_functions
+from proact_onnx.functions import Function, Sides, find_functions, find_inner_functions
 from proact_onnx.linear_outputs import LINEAR, linear_outputs
-from proact_onnx.messages import extents, node_reads, without_weights
+from proact_onnx.messages import extents, nested_graphs, node_reads, without_weights
+from proact_onnx.model import FLOAT_TYPES
 
 # Shapes are computed from small tensors only: the inputs of Reshape, Slice, Resize and their kind.
 _LARGEST_SHAPE_INPUT = 4096
@@ -41,6 +43,9 @@ class Activation:
             it part of the paper's layer L, the one that feeds the output layer (section V-A).
         granularity: What shares a threshold, where that was decided for each activation by itself.
         sides: From which sides its values are bounded.
+        owner: Name of the node in whose subgraph it lies, the outermost one; empty for activations
+            of the main graph. Inside subgraphs the shape is not looked at, and thresholds are
+            layer-wise.
     """
 
     name: str
@@ -50,6 +55,12 @@ class Activation:
     is_last: bool
     sides: Sides = Sides.RECTIFIED
     granularity: str | None = None
+    owner: str = ""
+
+    @property
+    def is_inner(self) -> bool:
+        """Whether it lies in a subgraph."""
+        return bool(self.owner)
 
     @property
     def is_linear(self) -> bool:
@@ -66,9 +77,11 @@ def find_activations(model: onnx.ModelProto, *, linear: bool = False) -> list[Ac
     """List what can be bounded, in topological order.
 
     These are the activation functions whose values do not lie in a narrow range by nature (see
-    `proact_onnx.functions`), and if asked for, outputs of linear layers that no such function
-    bounds. Other spellings of Relu are found after `proact_onnx.rewrite.prepare`. Activations
-    inside subgraphs, ones that are bounded already, and the bounds themselves are left out.
+    `proact_onnx.functions`), those in the branches of If and the bodies of Loop and Scan included;
+    and if asked for, outputs of linear layers of the main graph that no such function bounds. Other
+    spellings of Relu are found after `proact_onnx.rewrite.prepare`, which also gives tensors inside
+    subgraphs the unique names that this needs. Those that are bounded already, and the bounds
+    themselves, are left out.
 
     Args:
         model: The model; nodes in topological order.
@@ -105,11 +118,30 @@ def find_activations(model: onnx.ModelProto, *, linear: bool = False) -> list[Ac
             if is_float(tensor):
                 op = nodes[position].op_type
                 found[position] = activation(position, op, tensor, Sides.BOTH, False)
-    return [found[position] for position in sorted(found)]
+    groups = _inner_activations(model)
+    for position, outer in found.items():
+        groups[position].append(outer)
+    return [each for position in sorted(groups) for each in groups[position]]
+
+
+def _inner_activations(model: onnx.ModelProto) -> dict[int, list[Activation]]:
+    """Activations inside subgraphs, by position of the node that holds the subgraph."""
+    found: dict[int, list[Activation]] = defaultdict(list)
+    functions = [f for f in find_inner_functions(model) if f.is_reachable]
+    types = tensor_types(model, inside=True) if functions else {}
+    for each in functions:
+        function = each.function
+        info = types.get(function.output)
+        if function.needs_bound and info and info.type.tensor_type.elem_type in FLOAT_TYPES:
+            activation = Activation(
+                each.name, function.op, function.output, (), False, function.sides
+            )
+            found[each.position].append(replace(activation, owner=each.owner))
+    return found
 
 
 def activation_outputs(model: onnx.ModelProto) -> list[str]:
-    """Name the outputs of all activations, bounded ones included, in topological order.
+    """Name the outputs of all activations of the main graph, bounded ones too, in their order.
 
     Hardening keeps these names, so a model and its hardened file have the same, linear layers that
     are bounded left out.
@@ -140,12 +172,16 @@ def _last(model: onnx.ModelProto, outputs: Collection[str]) -> set[str]:
     return found
 
 
-def tensor_types(model: onnx.ModelProto) -> dict[str, onnx.ValueInfoProto]:
+def tensor_types(model: onnx.ModelProto, *, inside: bool = False) -> dict[str, onnx.ValueInfoProto]:
     """Types and shapes of the graph's tensors, as far as they can be inferred.
 
     What the model states is kept where inference fails.
+
+    Args:
+        model: The model.
+        inside: Whether tensors inside subgraphs are wanted as well, whose names must be unique.
     """
-    return _infer(without_weights(model, largest=_LARGEST_SHAPE_INPUT))
+    return _infer(without_weights(model, largest=_LARGEST_SHAPE_INPUT), inside=inside)
 
 
 class TensorShape(NamedTuple):
@@ -192,9 +228,13 @@ def tensor_shapes(model: onnx.ModelProto) -> dict[str, TensorShape]:
     }
 
 
-def _infer(light: onnx.ModelProto) -> dict[str, onnx.ValueInfoProto]:
+def _infer(light: onnx.ModelProto, *, inside: bool = False) -> dict[str, onnx.ValueInfoProto]:
     # An operator that inference stumbles over leaves what the exporter has written down.
     with suppress(onnx.shape_inference.InferenceError, RuntimeError, ValueError):
         light = onnx.shape_inference.infer_shapes(light, strict_mode=False, data_prop=True)
-    graph = light.graph
-    return {info.name: info for info in (*graph.value_info, *graph.input, *graph.output)}
+    graphs = [light.graph, *(nested_graphs(light.graph) if inside else ())]
+    return {
+        info.name: info
+        for graph in graphs
+        for info in (*graph.value_info, *graph.input, *graph.output)
+    }

@@ -1,7 +1,7 @@
 """From settings to a hardened model, in memory."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx
@@ -14,6 +14,7 @@ from proact_onnx.engine import ActivationProfile, Provider, Session
 from proact_onnx.faults import FixedPoint, added_count, parse_format
 from proact_onnx.fidelity import compare
 from proact_onnx.methods import METHODS, Checkpoint, FitContext, LabelledBatch
+from proact_onnx.methods.base import profiled_thresholds
 from proact_onnx.progress import Reporter
 from proact_onnx.rewrite import (
     Bound,
@@ -73,7 +74,7 @@ class Built:
         activations: What is bounded.
         numbers: How many thresholds, scales and copies it stores.
         overhead: These in per cent of the parameters (Eq. 6).
-        bounds: The bounds that stand in it, in topological order.
+        bounds: The bounds that stand in its main graph, in topological order.
         rescaled: Which layers were rescaled; None if that was not wanted.
         evaluations: Images classified under fault to find the thresholds.
     """
@@ -113,20 +114,24 @@ def build(
     activations = [a for a in workpiece.activations if linear or not a.is_linear]
     activations, rescaled = _share(workpiece, settings, activations)
     model = workpiece.model if rescaled is None else rescaled.model
-    fitted = METHODS[settings.method].fit(
-        FitContext(
-            model=workpiece.model,
-            activations=activations,
-            profile=workpiece.profile,
-            calibration=workpiece.calibration,
-            accept=workpiece.accept,
-            settings=settings,
-            runtime=workpiece.runtime,
-            checkpoint=checkpoint,
-            reporter=reporter,
-            executor=workpiece.executor,
-        )
+    context = FitContext(
+        model=workpiece.model,
+        activations=[activation for activation in activations if not activation.is_inner],
+        profile=workpiece.profile,
+        calibration=workpiece.calibration,
+        accept=workpiece.accept,
+        settings=settings,
+        runtime=workpiece.runtime,
+        checkpoint=checkpoint,
+        reporter=reporter,
+        executor=workpiece.executor,
     )
+    fitted = METHODS[settings.method].fit(context)
+    # Methods look at the main graph alone; inside subgraphs nothing but extremes is known.
+    inner = profiled_thresholds(
+        replace(context, activations=[a for a in activations if a.is_inner])
+    )
+    found = fitted.thresholds.joined(inner)
     form = Form(str(settings.form))
     ranges = code_ranges(workpiece.model, activations)
 
@@ -140,7 +145,7 @@ def build(
             monitored=settings.monitor,
         )
 
-    coded = act_on_codes(fitted.thresholds, ranges, zero_top_code=form is Form.HARD)
+    coded = act_on_codes(found, ranges, zero_top_code=form is Form.HARD)
     inserted = bound(coded.thresholds)
     if coded.lowered:
         lost = _cost(workpiece, inserted.model)
@@ -149,7 +154,7 @@ def build(
                 f"setting saturated codes to zero would cost {lost:.2g} points on the accept "
                 f"images, and {settings.max_accuracy_drop:g} are allowed: they are kept"
             )
-            coded = act_on_codes(fitted.thresholds, ranges, zero_top_code=False)
+            coded = act_on_codes(found, ranges, zero_top_code=False)
             inserted = bound(coded.thresholds)
     numbers = added_count(inserted.model)
     return Built(

@@ -46,14 +46,14 @@ def code_ranges(
 
     Returns:
         By activation tensor; those that read anything else are absent, as are codes with a scale
-        a channel.
+        a channel, and activations inside subgraphs.
     """
     stored = {tensor.name: tensor for tensor in model.graph.initializer}
     producers = {name: node for node in model.graph.node for name in node.output}
     found = {}
     for activation in activations:
         # Others give values that their input does not have.
-        if activation.sides is not Sides.RECTIFIED:
+        if activation.sides is not Sides.RECTIFIED or activation.is_inner:
             continue
         source = producers.get(producers[activation.tensor].input[0])
         if source is None or source.op_type != "DequantizeLinear":

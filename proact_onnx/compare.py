@@ -23,6 +23,7 @@ from proact_onnx.engine import (
     Provider,
     Session,
     load_operators,
+    observed_shapes,
     profile_activations,
     top1,
     with_output_types,
@@ -333,7 +334,7 @@ class MethodComparison:
             model, activations, images, provider=provider, threads=threads
         )
         rows = []
-        for activation in activations:
+        for activation in observed_shapes(activations, profile):
             name = threshold_name(activation.tensor)
             spans = {
                 contender: [float(f(values[name])) for f in (np.min, np.median, np.max)]

@@ -43,9 +43,9 @@ class CompoundFunction:
 
 
 def find_compound(
-    model: onnx.ModelProto, ignored: Callable[[onnx.NodeProto], bool]
+    model: onnx.ModelProto, graph: onnx.GraphProto, ignored: Callable[[onnx.NodeProto], bool]
 ) -> list[CompoundFunction]:
-    """List such functions of the main graph, in topological order.
+    """List such functions of a graph, in topological order.
 
     1. ``Mul(c x, g(x))`` in either order, g made of element-by-element operators, numbers, and at
        least one of Sigmoid, HardSigmoid, Tanh, Erf and Clip; behind it products with numbers.
@@ -54,11 +54,12 @@ def find_compound(
     2. ``Where(compare(x, number), f(x), g(x))``, such as a Softplus that hands large x on.
 
     Args:
-        model: The model; nodes in topological order.
+        model: The model; nodes in topological order, numbers stored in its main graph.
+        graph: Its main graph, or a subgraph, which is looked at by itself.
         ignored: Tells of a node that it belongs to no such function.
     """
-    search = _Search(model, ignored)
-    candidates = (search.at(position) for position in range(len(model.graph.node)))
+    search = _Search(graph, _numbers(model), ignored)
+    candidates = (search.at(position) for position in range(len(graph.node)))
     found = [function for function in candidates if function is not None]
     # A function may be a part of another one, as Softplus is of Mish.
     inner = {position for function in found for position in function.nodes[:-1]}
@@ -66,10 +67,15 @@ def find_compound(
 
 
 class _Search:
-    def __init__(self, model: onnx.ModelProto, ignored: Callable[[onnx.NodeProto], bool]) -> None:
-        self._nodes = list(model.graph.node)
-        self._outputs = {info.name for info in model.graph.output}
-        self._numbers = _numbers(model)
+    def __init__(
+        self,
+        graph: onnx.GraphProto,
+        numbers: Mapping[str, Array],
+        ignored: Callable[[onnx.NodeProto], bool],
+    ) -> None:
+        self._nodes = list(graph.node)
+        self._outputs = {info.name for info in graph.output}
+        self._numbers = numbers
         self._makers: dict[str, int] = {}
         self._readers: dict[str, list[int]] = defaultdict(list)
         for position, node in enumerate(self._nodes):

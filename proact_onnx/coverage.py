@@ -1,14 +1,14 @@
 """What bounds leave open: functions without one, and values that reach the outputs past all."""
 
 import math
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import onnx
 
-from proact_onnx.activations import Activation, tensor_shapes
-from proact_onnx.functions import find_functions, is_function
-from proact_onnx.messages import node_reads, subgraphs
+from proact_onnx.activations import Activation, find_activations, tensor_shapes, tensor_types
+from proact_onnx.functions import Function, find_functions, find_inner_functions
+from proact_onnx.messages import node_reads
 from proact_onnx.model import FLOAT_TYPES
 
 # They look at the shape of a tensor and not at its values.
@@ -36,8 +36,8 @@ class Coverage:
 
     Attributes:
         values: Elements of all floating-point tensors on ways from the input to the outputs,
-            weights and what follows from them left out. Extents that the model leaves open count as
-            one.
+            weights and what follows from them left out, and those inside subgraphs. Extents that
+            the model leaves open count as one.
         bounded: Share of them that pass a bound on every way to the outputs, itself included.
         by_nature: Share of the others that pass a bound, or a function whose values lie in a
             narrow range by nature.
@@ -58,12 +58,33 @@ def unprotected(model: onnx.ModelProto) -> list[Unprotected]:
     for function in find_functions(model):
         if function.is_narrow:
             name = model.graph.node[function.nodes[-1]].name or function.output
-            span = f"{function.lowest:g} to {function.highest:g}"
-            reason = f"its values lie within {span} by nature, NaN aside"
-            found.append(Unprotected(name, function.op, reason))
-    for node in model.graph.node:
-        for subgraph in subgraphs(node):
-            found += _inside(subgraph, node.name or node.op_type)
+            found.append(Unprotected(name, function.op, _within(function)))
+    return found + _unprotected_inside(model)
+
+
+def never_run(activation: Activation) -> Unprotected:
+    """Describe an activation inside a subgraph that calibration has not run."""
+    reason = f"no calibration sample runs the subgraph of {activation.owner!r} that it lies in"
+    return Unprotected(activation.name, activation.op, reason)
+
+
+def _unprotected_inside(model: onnx.ModelProto) -> list[Unprotected]:
+    inner = find_inner_functions(model)
+    if not inner:
+        return []
+    bounded = {activation.tensor for activation in find_activations(model)}
+    types = tensor_types(model, inside=True)
+    found = []
+    for each in inner:
+        function = each.function
+        info = types.get(function.output)
+        is_float = info is None or info.type.tensor_type.elem_type in FLOAT_TYPES
+        if function.is_bounded or function.output in bounded or not is_float:
+            continue
+        reason = f"it lies in a subgraph of {each.owner!r} that cannot be profiled"
+        if function.is_narrow:
+            reason = _within(function)
+        found.append(Unprotected(each.name, function.op, reason))
     return found
 
 
@@ -114,10 +135,6 @@ def _reaching(model: onnx.ModelProto, points: Collection[str]) -> set[str]:
     return found
 
 
-def _inside(graph: onnx.GraphProto, owner: str) -> Iterator[Unprotected]:
-    for node in graph.node:
-        if is_function(node):
-            reason = f"it lies in a subgraph of {owner!r}"
-            yield Unprotected(node.name or node.output[0], node.op_type, reason)
-        for subgraph in subgraphs(node):
-            yield from _inside(subgraph, owner)
+def _within(function: Function) -> str:
+    span = f"{function.lowest:g} to {function.highest:g}"
+    return f"its values lie within {span} by nature, NaN aside"

@@ -1,7 +1,7 @@
 """Activation functions: which nodes are one, and what values each can give."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 
 from proact_onnx.compound import find_compound
+from proact_onnx.messages import subgraphs
 from proact_onnx.model import FLOAT_TYPES, HYRELU, is_threshold, opset
 
 Range = tuple[float, float]
@@ -91,18 +92,20 @@ _WITH_ATTRIBUTES = frozenset({"Clip", "Celu", "Elu", "Selu", "ThresholdedRelu"})
 _SCALE_OF_SELU, _ALPHA_OF_SELU = 1.0507009873554805, 1.6732632423543772
 
 
-def find_functions(model: onnx.ModelProto) -> list[Function]:
-    """List the activation functions of the main graph, in topological order.
+def find_functions(model: onnx.ModelProto, graph: onnx.GraphProto | None = None) -> list[Function]:
+    """List the activation functions of the main graph, or of a subgraph, in topological order.
 
     Those that are bounded already are listed, by the name of the bounded tensor. The bounds
     themselves are not.
 
     Args:
-        model: The model; nodes in topological order.
+        model: The model; nodes in topological order, constants stored in its main graph.
+        graph: The subgraph; those within it are left out.
     """
+    graph = model.graph if graph is None else graph
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
     version = opset(model)
-    compound = find_compound(model, ignored=_is_in_bound)
+    compound = find_compound(model, graph, ignored=_is_in_bound)
     inner = {position for function in compound for position in function.nodes}
     found = [
         Function(
@@ -116,7 +119,7 @@ def find_functions(model: onnx.ModelProto) -> list[Function]:
         )
         for function in compound
     ]
-    for position, node in enumerate(model.graph.node):
+    for position, node in enumerate(graph.node):
         values = _range(node, constants, version)
         if values is None or position in inner:
             continue
@@ -135,10 +138,57 @@ def find_functions(model: onnx.ModelProto) -> list[Function]:
     return sorted(found, key=lambda function: function.nodes[-1])
 
 
-def is_function(node: onnx.NodeProto) -> bool:
-    """Tell whether a node, wherever it stands, is an activation function by its operator."""
-    known = node.op_type in _RANGES or node.op_type in _WITH_ATTRIBUTES
-    return known and node.domain in ("", "ai.onnx")
+@dataclass(frozen=True)
+class InnerFunction:
+    """An activation function inside a subgraph.
+
+    Attributes:
+        name: The node's name, or its output's where the node has none.
+        function: The function; its positions are those in the subgraph.
+        owner: Name of the node of the main graph that holds the subgraph, at whatever depth; its
+            operator where it has no name.
+        position: Where that node stands.
+        is_reachable: Whether only If, Loop and Scan lie between, out of which its values can be
+            given.
+    """
+
+    name: str
+    function: Function
+    owner: str
+    position: int
+    is_reachable: bool
+
+
+# Operators whose subgraphs hand values outwards, and the opset that has all it takes.
+_REACHABLE = frozenset({"If", "Loop", "Scan"})
+_REACHABLE_SINCE = 9
+
+
+def find_inner_functions(model: onnx.ModelProto) -> list[InnerFunction]:
+    """List the activation functions inside subgraphs, in the order of their owners.
+
+    Args:
+        model: A prepared model, whose subgraphs have names of their own for every tensor.
+    """
+    new_enough = opset(model) >= _REACHABLE_SINCE
+    return [
+        InnerFunction(name, function, node.name or node.op_type, position, is_reachable)
+        for position, node in enumerate(model.graph.node)
+        for name, function, is_reachable in _inside(model, node, new_enough)
+    ]
+
+
+def _inside(
+    model: onnx.ModelProto, node: onnx.NodeProto, is_reachable: bool
+) -> Iterator[tuple[str, Function, bool]]:
+    is_reachable = is_reachable and node.op_type in _REACHABLE
+    for graph in subgraphs(node):
+        found = {function.nodes[-1]: function for function in find_functions(model, graph)}
+        for position, below in enumerate(graph.node):
+            yield from _inside(model, below, is_reachable)
+            if position in found:
+                function = found[position]
+                yield below.name or function.output, function, is_reachable
 
 
 def _range(

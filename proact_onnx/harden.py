@@ -25,7 +25,7 @@ from proact_onnx.campaign import Executor, LocalExecutor
 from proact_onnx.checkpoint import FileCheckpoint
 from proact_onnx.choose import AUTOMATIC, Choice, check_automatic, choose
 from proact_onnx.code_ranges import Coded
-from proact_onnx.coverage import Coverage, Unprotected, coverage, unprotected
+from proact_onnx.coverage import Coverage, Unprotected, coverage, never_run, unprotected
 from proact_onnx.data import Dataset, Preprocessing, split_disjoint
 from proact_onnx.engine import (
     Provider,
@@ -226,6 +226,7 @@ def harden(
             f"a monitor counts for each image of a batch, and {model} {_given(original)}: leave "
             "--monitor out"
         )
+    _check_subgraphs(activations, settings, model)
     warning = guessing(original, report) if test_set.labels is not None else None
     if warning is not None:
         reporter.warn(warning)
@@ -249,7 +250,14 @@ def harden(
         batch_size=min(runtime.batch_size, 64),
         progress=advance,
     )
+    not_run = [a for a in activations if a.tensor not in profile.maxima]
     activations = observed_shapes(activations, profile)
+    _tell_inner(activations, not_run, settings, reporter)
+    if not activations:
+        raise ModelError(
+            f"no calibration sample runs the subgraphs of {model} in which all its activations "
+            "lie: calibrate with samples that do"
+        )
     workpiece = Workpiece(
         prepared.model,
         parameters,
@@ -301,7 +309,7 @@ def harden(
         labelled=test_set.labels is not None,
         raised_opset=opset(hardened) if opset(hardened) != opset(prepared.model) else None,
         opsets=(loaded_opset, opset(hardened)),
-        unprotected=tuple(unprotected(prepared.model)),
+        unprotected=(*unprotected(prepared.model), *map(never_run, not_run)),
         coverage=coverage(prepared.model, built.activations),
         refusals=(*prepared.refusals, *built.refusals),
         monitor=monitor,
@@ -320,6 +328,46 @@ def _given(model: Session) -> str:
     """Say what tells a model from one that takes batches of images."""
     count = len(model.inputs)
     return f"has {count} inputs" if count > 1 else "is given whole calls"
+
+
+def _check_subgraphs(
+    activations: Sequence[Activation], settings: HardenSettings, model: Path
+) -> None:
+    """Refuse what is done in the main graph alone where all activations lie in subgraphs."""
+    if not all(activation.is_inner for activation in activations):
+        return
+    method = METHODS.get(settings.method)
+    if method is not None and (method.trains or method.runs_trials):
+        raise ModelError(
+            f"all activations of {model} lie in subgraphs, and method {settings.method} looks at "
+            "the main graph alone: use --method ranger or clip-percentile"
+        )
+    if settings.monitor:
+        raise ModelError(
+            f"all activations of {model} lie in subgraphs, and the monitor watches the main graph "
+            "alone: leave --monitor out"
+        )
+
+
+def _tell_inner(
+    bounded: Sequence[Activation],
+    not_run: Sequence[Activation],
+    settings: HardenSettings,
+    reporter: Reporter,
+) -> None:
+    """Say what holds for activations inside subgraphs."""
+    inner = sum(activation.is_inner for activation in bounded)
+    if inner:
+        unwatched = ", and the monitor does not watch them" if settings.monitor else ""
+        reporter.notice(
+            f"{inner} activations lie in subgraphs: each is bounded by its profiled extremes, "
+            f"whatever the method and granularity{unwatched}"
+        )
+    if not_run:
+        reporter.warn(
+            f"no calibration sample runs the subgraphs in which {len(not_run)} activations lie, "
+            f"such as {not_run[0].name!r}: they are left without a bound"
+        )
 
 
 def _check_opset(asked: int | None, forms: Sequence[Form]) -> None:

@@ -10,7 +10,7 @@ from proact_onnx.coverage import Coverage, Unprotected, coverage, unprotected
 from proact_onnx.errors import ModelError
 from proact_onnx.faults import Parameter, fault_space, parameter_count
 from proact_onnx.model import SCALE_SUFFIX, THRESHOLD_SUFFIX, is_scale, load_model, opset
-from proact_onnx.rewrite import Refusal, prepare
+from proact_onnx.rewrite import Refusal, open_subgraphs, prepare
 from proact_onnx.thresholds import (
     FIXED_GRANULARITIES,
     Granularity,
@@ -86,7 +86,7 @@ def inspect_model(path: Path) -> Inspection:
     """
     stored = load_model(path)
     prepared = prepare(stored, restore_rectifiers=True)
-    space = fault_space(stored, None)
+    space = fault_space(open_subgraphs(stored)[0], None)
     model = prepared.model
     activations = find_activations(model)
     everything = find_activations(model, linear=True)

@@ -45,6 +45,14 @@ def all_nodes(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
             yield from all_nodes(inner.node)
 
 
+def nested_graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    """The subgraphs of a graph, at every depth, each before those within it."""
+    for node in graph.node:
+        for subgraph in subgraphs(node):
+            yield subgraph
+            yield from nested_graphs(subgraph)
+
+
 def node_reads(node: onnx.NodeProto) -> set[str]:
     """Names of the tensors a node depends on, those its subgraphs capture included."""
     read = set(node.input)

@@ -1,7 +1,7 @@
 """Which rewrites a model goes through, and in which order: the only user of the passes."""
 
 import itertools
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +13,7 @@ from passes import (
     LOWEST_OPSET,
     Bound,
     DataFlow,
+    Extremes,
     Form,
     Range,
     Refusal,
@@ -38,6 +39,7 @@ __all__ = [
     "LOWEST_OPSET",
     "Bound",
     "DataFlow",
+    "Extremes",
     "Form",
     "Inserted",
     "Prepared",
@@ -49,8 +51,10 @@ __all__ = [
     "add_monitor",
     "data_flow",
     "expose",
+    "expose_extremes",
     "insert",
     "lower_name",
+    "open_subgraphs",
     "part_between",
     "prepare",
     "rescale",
@@ -87,7 +91,7 @@ class Inserted:
         model: The model with a bound behind every activation that has a threshold.
         raised_opset: The opset the model was converted to because its own lacks the operators of
             the form, or of a monitor; ``None`` if it kept its own.
-        bounds: The bounds, in the order of the graph.
+        bounds: The bounds of the main graph, in its order.
     """
 
     model: onnx.ModelProto
@@ -121,8 +125,10 @@ def prepare(
     """Bring a model into the form that is trained, measured and hardened.
 
     Model-local functions are inlined, constants become initializers, other spellings of Relu
-    become Relu, BatchNormalization is folded into the layer before it, and dead nodes go. Outputs
-    stay the same up to rounding.
+    become Relu, BatchNormalization is folded into the layer before it, and dead nodes go. An If
+    that always takes the same branch becomes that branch. What other subgraphs store moves to the
+    main graph, their tensors get names that no other has, and other spellings of Relu become Relu
+    there, too. Outputs stay the same up to rounding.
 
     Args:
         model: The model; it is not changed.
@@ -140,12 +146,17 @@ def prepare(
             model = onnx.inliner.inline_local_functions(model)
         except RuntimeError as error:
             raise ModelError(f"the model's functions cannot be inlined: {error}") from error
+    model, opened = open_subgraphs(model)
     fold = passes.FoldBatchnorm()
     steps: list[passes.Pass] = [passes.LiftConstants(), passes.NormalizeActivations()]
     steps += [fold] if fold_batchnorm else []
     steps += [passes.RestoreRectifiers()] if restore_rectifiers else []
     steps += [passes.ExpandPools()] if expand_pools else []
     prepared, changes = _run(model, [*steps, passes.Cleanup()], _open_types(model))
+    prepared, inside = _run_inside(prepared, lambda subgraph: [passes.NormalizeActivations()])
+    changes |= opened
+    for name, count in inside.items():
+        changes[name] += count
     # The types were known for the passes' sake; the model keeps those it came with.
     stated = {info.name for info in model.graph.value_info}
     kept = [info for info in prepared.graph.value_info if info.name in stated]
@@ -153,6 +164,26 @@ def prepare(
     prepared.graph.value_info.extend(kept)
     check_model(prepared, "the prepared model")
     return Prepared(prepared, changes, tuple(fold.refusals))
+
+
+def open_subgraphs(model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, int]]:
+    """Move what subgraphs store to the main graph, and take branches that are always taken.
+
+    See `passes.lift_subgraphs` and `passes.take_branches`.
+
+    Returns:
+        The model, or a rewritten copy, and the number of changes of either kind, if there are any.
+
+    Raises:
+        ModelError: If a subgraph cannot be read.
+    """
+    try:
+        model, lifted = passes.lift_subgraphs(model)
+    except passes.PassError as error:
+        raise ModelError(f"a subgraph cannot be rewritten: {error}") from error
+    model, taken = passes.take_branches(model)
+    changes = {"lift-subgraphs": lifted, "take-branches": taken}
+    return model, {name: count for name, count in changes.items() if count}
 
 
 def insert(
@@ -164,11 +195,11 @@ def insert(
     relative_slope: bool = True,
     monitored: bool = False,
 ) -> Inserted:
-    """Put a bound behind every activation that has a threshold.
+    """Put a bound behind every activation that has a threshold, inside subgraphs as well.
 
     Thresholds are stored in the activation's own type, one initializer per activation named by
-    `threshold_name`, and one for lower thresholds where it has some. Behind float16 they end at the
-    largest finite number.
+    `threshold_name`, and one for lower thresholds where it has some. They stand in the main graph,
+    wherever the activation is. Behind float16 they end at the largest finite number.
 
     Args:
         model: The model; it is not changed.
@@ -193,7 +224,7 @@ def insert(
         except ModelError as error:
             raise ModelError(f"{bounds_need} needs opset {raised}: {error}") from error
     activations = {a.tensor: a for a in find_activations(model, linear=True)}
-    types = tensor_types(model)
+    types = tensor_types(model, inside=any(a.is_inner for a in activations.values()))
     rectified: list[passes.Site] = []
     signed: list[passes.BoundedSite] = []
     for tensor, value in thresholds.values.items():
@@ -222,16 +253,23 @@ def insert(
         else:
             lower = _stored(below, dtype)
             signed.append(passes.BoundedSite(tensor, upper, name, lower, lower_name(tensor)))
-    slopes = (slope, relative_slope)
-    # A tent moves its threshold into a convolution, so those that are bounded must be so before.
-    steps = (
-        passes.InsertBounds(signed, form, *slopes),
-        passes.InsertHyReLU(rectified, form, *slopes),
-    )
-    hardened, _ = _run(model, list(steps))
+
+    def steps(graph: onnx.GraphProto) -> list[passes.InsertBounds | passes.InsertHyReLU]:
+        written = {name for node in graph.node for name in node.output}
+        here = [site for site in rectified if site.tensor in written]
+        also = [site for site in signed if site.tensor in written]
+        slopes = (slope, relative_slope)
+        # A tent moves its threshold into a convolution, so those that are bounded must be so
+        # before.
+        both = (passes.InsertBounds(also, form, *slopes), passes.InsertHyReLU(here, form, *slopes))
+        return [step for step in both if step.sites]
+
+    outer = steps(model.graph)
+    hardened, _ = _run(model, outer)
+    hardened, _ = _run_inside(hardened, steps)
     check_model(hardened, "the hardened model")
     order = list(activations)
-    bounds = [bound for step in steps for bound in step.bounds]
+    bounds = [bound for step in outer for bound in step.bounds]
     bounds.sort(key=lambda bound: order.index(bound.tensor))
     return Inserted(hardened, raised, tuple(bounds))
 
@@ -313,6 +351,24 @@ def expose(model: onnx.ModelProto, tensors: Iterable[str]) -> onnx.ModelProto:
     return _run(model, [passes.ExposeTensors(wanted)], _open_types(model, wanted))[0]
 
 
+def expose_extremes(
+    model: onnx.ModelProto, tensors: Iterable[str]
+) -> tuple[onnx.ModelProto, dict[str, Extremes]]:
+    """Give out the extremes of tensors inside subgraphs, see `passes.expose_extremes`.
+
+    Args:
+        model: A prepared model; it is not changed.
+        tensors: Their names.
+
+    Raises:
+        ModelError: If one is not a tensor of a branch of an If, or the body of a Loop or Scan.
+    """
+    try:
+        return passes.expose_extremes(model, list(tensors))
+    except passes.PassError as error:
+        raise ModelError(f"the model cannot be rewritten: {error}") from error
+
+
 def part_between(
     model: onnx.ModelProto,
     start: onnx.ValueInfoProto | None = None,
@@ -347,9 +403,18 @@ def _stored(
     return np.clip(value.astype(np.float64), -limit, limit).astype(dtype)
 
 
+def _run_inside(
+    model: onnx.ModelProto, steps: Callable[[onnx.GraphProto], Sequence[passes.Pass]]
+) -> tuple[onnx.ModelProto, dict[str, int]]:
+    try:
+        return passes.run_in_subgraphs(model, steps)
+    except passes.PassError as error:
+        raise ModelError(f"a subgraph cannot be rewritten: {error}") from error
+
+
 def _run(
     model: onnx.ModelProto,
-    steps: list[passes.Pass],
+    steps: Sequence[passes.Pass],
     types: Sequence[onnx.ValueInfoProto] = (),
 ) -> tuple[onnx.ModelProto, dict[str, int]]:
     try:

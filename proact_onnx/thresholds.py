@@ -27,8 +27,11 @@ class Granularity(StrEnum):
         """Return the granularity for one activation.
 
         Hybrid means neuron-wise in the last hidden layer and layer-wise elsewhere (Eq. 5); auto
-        means what was decided for the activation, see `proact_onnx.allocation`.
+        means what was decided for the activation, see `proact_onnx.allocation`. Inside subgraphs
+        it is always layer-wise.
         """
+        if activation.is_inner:
+            return Granularity.LAYER
         if self is Granularity.AUTO:
             return Granularity(activation.granularity or Granularity.LAYER)
         if self is not Granularity.HYBRID:
@@ -58,6 +61,10 @@ class Thresholds:
     def count(self) -> int:
         """Number of stored thresholds, lower ones included."""
         return sum(value.size for value in (*self.values.values(), *self.lower.values()))
+
+    def joined(self, other: "Thresholds") -> "Thresholds":
+        """Add thresholds of other activations."""
+        return Thresholds({**self.values, **other.values}, {**self.lower, **other.lower})
 
 
 def pack(thresholds: Thresholds) -> dict[str, FloatArray]:

@@ -20,6 +20,7 @@ from proact_onnx.engine import (
 )
 from proact_onnx.errors import ModelError
 from proact_onnx.fidelity import gives_scores
+from proact_onnx.messages import nested_graphs
 from proact_onnx.model import (
     HYRELU,
     LOWER_SUFFIX,
@@ -32,7 +33,7 @@ from proact_onnx.model import (
     provenance,
 )
 from proact_onnx.progress import LogReporter, Reporter
-from proact_onnx.rewrite import expose
+from proact_onnx.rewrite import expose, expose_extremes
 from proact_onnx.settings import RuntimeSettings
 
 # Folding BatchNormalization and fusing operators changes the last digits, relative to the
@@ -64,7 +65,8 @@ class VerifyReport:
         images: Images compared.
         untouched: Images on which no value passes a threshold.
         largest_difference: Largest difference of their outputs, relative to the largest output.
-        layers: Layers that clip a value of some image, in topological order.
+        layers: Layers that clip a value of some image, in topological order, those in subgraphs
+            last.
         tolerance: What rounding may change; None where the smooth form is deployed, which changes
             values below its thresholds too.
         changed: Indices of the images whose top-1 class differs; None where the model is no
@@ -128,7 +130,8 @@ def verify(
                 f"{hardened} was hardened from another model than {original}: give that one"
             )
     reference = Session(before, *arguments)
-    bounded = Session(expose(after, [bound.rectified for bound in bounds]), *arguments)
+    exposed, extremes = _expose(after, bounds)
+    bounded = Session(exposed, *arguments)
     if (reference.inputs, reference.outputs[0]) != (bounded.inputs, bounded.outputs[0]):
         raise _other_model(original, hardened)
     images = prepare_inputs(data.images, preprocessing or Preprocessing(), reference.inputs)
@@ -146,13 +149,14 @@ def verify(
     scores = []
     reporter.begin("comparing", len(images))
     start = 0
-    wanted = [bounded.outputs[0], *(bound.rectified for bound in bounds)]
     sizes = bounded.calls(images).sizes(len(images))
-    for size, (output, *rectified) in zip(sizes, bounded.stream(images, wanted), strict=True):
+    wanted = [bounded.outputs[0], *(name for bound in bounds for name in extremes[bound.rectified])]
+    for size, values in zip(sizes, bounded.stream(images, wanted), strict=True):
         part = slice(start, start + size)
-        scores.append(output)
-        for row, (bound, value) in enumerate(zip(bounds, rectified, strict=True)):
-            outside = ~((value <= bound.threshold) & (value >= bound.lower))
+        given = dict(zip(wanted, values, strict=True))
+        scores.append(given[wanted[0]])
+        for row, bound in enumerate(bounds):
+            outside = bound.outside([given[name] for name in extremes[bound.rectified]])
             if len(outside) == size:
                 clipped[row, part] = outside.reshape(size, -1).sum(axis=1)
             elif outside.any():
@@ -193,16 +197,40 @@ class _Bound:
     threshold: npt.NDArray[Any]
     lower: npt.NDArray[Any]
     smooth: bool
+    is_inner: bool
+
+    def outside(self, given: Sequence[npt.NDArray[Any]]) -> npt.NDArray[np.bool_]:
+        """Tell of values, or of the extremes inside a subgraph, whether they pass a threshold."""
+        highest, lowest = (given[0], -given[1]) if self.is_inner else (given[0], given[0])
+        # A comparison with NaN does not hold.
+        return np.asarray(~((highest <= self.threshold) & (lowest >= self.lower)))
+
+
+def _expose(
+    model: onnx.ModelProto, bounds: Sequence[_Bound]
+) -> tuple[onnx.ModelProto, dict[str, tuple[str, ...]]]:
+    """Give out what bounds compare; by its name, what it is given out as."""
+    outer = [bound.rectified for bound in bounds if not bound.is_inner]
+    inner = [bound.rectified for bound in bounds if bound.is_inner]
+    names: dict[str, tuple[str, ...]] = {name: (name,) for name in outer}
+    exposed = expose(model, outer)
+    if inner:
+        exposed, extremes = expose_extremes(exposed, inner)
+        names |= {name: (each.highest, each.lowest) for name, each in extremes.items()}
+    return exposed, names
 
 
 def _bounds(model: onnx.ModelProto, path: Path) -> Sequence[_Bound]:
-    """Find what the thresholds of a hardened model are compared with, in topological order."""
+    """Find what the thresholds of a hardened model are compared with, those in subgraphs last."""
     stored = {t.name: t for t in model.graph.initializer if is_threshold(t.name)}
-    written = [name for node in model.graph.node for name in node.output]
+    below = [node for graph in nested_graphs(model.graph) for node in graph.node]
+    inside = {name for node in below for name in node.output}
+    nodes = [*model.graph.node, *below]
+    written = [name for node in nodes for name in node.output]
     # A Clip that was tightened has no tensor of its own before the bound.
     sources = {
         name.removesuffix(THRESHOLD_SUFFIX): node.input[0]
-        for node in model.graph.node
+        for node in nodes
         for name in node.input
         if node.op_type == "Clip" and name in stored
     }
@@ -225,7 +253,8 @@ def _bounds(model: onnx.ModelProto, path: Path) -> Sequence[_Bound]:
         if sources[tensor].endswith(SHIFTED_SUFFIX):
             # A tent compares the difference from the threshold with zero.
             values = np.zeros(())
-        bounds.append(_Bound(tensor, sources[tensor], values, least, tensor in smooth))
+        source = sources[tensor]
+        bounds.append(_Bound(tensor, source, values, least, tensor in smooth, source in inside))
     if not bounds:
         raise ModelError(f"{path} is not hardened: it stores no thresholds")
     return bounds

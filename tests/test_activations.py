@@ -3,8 +3,10 @@ import onnx
 import pytest
 
 from proact_onnx.activations import Activation, find_activations, tensor_types
+from proact_onnx.coverage import Unprotected, unprotected
 from proact_onnx.functions import Sides
 from proact_onnx.model import THRESHOLD_SUFFIX
+from proact_onnx.thresholds import FIXED_GRANULARITIES, threshold_shape
 from tests.numerics import parse
 
 
@@ -93,9 +95,50 @@ net (float[4] x, bool c) => (float[4] y)
 """
 
 
-def test_subgraphs_are_left_out_but_lead_on() -> None:
+def test_those_in_subgraphs_stand_where_the_subgraph_does() -> None:
     found = find_activations(parse(SUBGRAPH))
-    assert [(a.name, a.is_last) for a in found] == [("a", False), ("tail", True)]
+    assert [(a.name, a.owner, a.is_last) for a in found] == [
+        ("a", "", False),
+        ("p", "If", False),
+        ("tail", "", True),
+    ]
+    for granularity in FIXED_GRANULARITIES:
+        assert threshold_shape(found[1], granularity) == ()
+
+
+def test_what_cannot_be_given_out_of_a_subgraph_is_left_out() -> None:
+    """There is no way to see the values of a SequenceMap's body, nor before opset 9."""
+    old = parse(SUBGRAPH.replace("17", "8"))
+    assert [a.name for a in find_activations(old)] == ["a", "tail"]
+    mapped = parse("""
+    <ir_version: 8, opset_import: ["": 17]>
+    net (float[4] x) => (seq(float[4]) y)
+    {
+      s = SequenceConstruct(x, x)
+      [all] y = SequenceMap(s) <body = b (float[4] v) => (float[4] w) { w = Relu(v) }>
+    }
+    """)
+    assert find_activations(mapped) == []
+    reason = "it lies in a subgraph of 'all' that cannot be profiled"
+    assert unprotected(mapped) == [Unprotected("w", "Relu", reason)]
+
+
+def test_integers_in_subgraphs_are_no_activations() -> None:
+    model = parse(
+        """
+        <ir_version: 8, opset_import: ["": 17]>
+        net (int64[4] x, bool c) => (int64[4] y)
+        {
+          y = If(c) <
+            then_branch = t () => (int64[4] p) { p = Relu(x) },
+            else_branch = f () => (int64[4] q) { q = Clip(x, , six) }
+          >
+        }
+        """,
+        six=np.int64(6),
+    )
+    assert find_activations(model) == []
+    assert unprotected(model) == []
 
 
 def test_a_domain_that_is_not_the_standard_is_left_out() -> None:

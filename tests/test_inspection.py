@@ -154,12 +154,14 @@ def test_what_is_left_unprotected(tmp_path: Path) -> None:
         high=np.float32(6),
     )
     inspection = inspect_model(path)
-    assert [activation.name for activation in inspection.activations] == ["leaky", "hard", "six"]
+    names = [activation.name for activation in inspection.activations]
+    assert names == ["leaky", "hard", "six", "inner"]
     assert inspection.unprotected == (
         Unprotected("gate", "Tanh", "its values lie within -1 to 1 by nature, NaN aside"),
-        Unprotected("inner", "Relu", "it lies in a subgraph of 'choice'"),
-        Unprotected("q", "Sigmoid", "it lies in a subgraph of 'choice'"),
+        Unprotected("q", "Sigmoid", "its values lie within 0 to 1 by nature, NaN aside"),
     )
+    # Thresholds of leaky and hard are two each.
+    assert inspection.costs[0].thresholds == 6
 
 
 @pytest.mark.parametrize("form", ["hard", "smooth", "saturate", "ramp"])

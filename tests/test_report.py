@@ -133,6 +133,13 @@ def test_activations_with_the_thresholds_they_need() -> None:
     assert rest.rstrip().endswith("96      96")
 
 
+def test_activations_in_subgraphs_say_where() -> None:
+    inner = dataclasses.replace(activation("inner", ()), owner="[red]choice")
+    text = render(activation_table([inner], "activations"))
+    assert "in [red]choice" in text
+    assert text.rstrip().endswith("1        1       1       1")
+
+
 def test_costs() -> None:
     text = render(cost_table([("layer", 1_234_567, 0.0085219), ("neuron", None, None)]))
     assert {"1,234,567", "0.00852", "?"} <= set(cells(text))

@@ -22,7 +22,13 @@ from proact_onnx.deploy.silence import silence
 from proact_onnx.engine import Provider, load_operators, optimised_graph
 from proact_onnx.errors import ModelError
 from proact_onnx.faults import Kind
-from proact_onnx.model import load_model, model_digest, model_inputs, provenance
+from proact_onnx.model import (
+    is_threshold,
+    load_model,
+    model_digest,
+    model_inputs,
+    provenance,
+)
 from proact_onnx.progress import LogReporter, Reporter
 from proact_onnx.settings import DeploySettings
 
@@ -116,7 +122,7 @@ def check_deployment(
     chosen = choose(settings.runtimes)
     model = load_model(hardened)
     bounds = find_bounds(model)
-    if not bounds.thresholds:
+    if not any(is_threshold(tensor.name) for tensor in model.graph.initializer):
         raise ModelError(f"{hardened} is not hardened: it stores no thresholds")
     notice = load_operators(operators, model)
     if notice is not None:

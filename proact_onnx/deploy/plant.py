@@ -8,7 +8,7 @@ import onnx
 from onnx import numpy_helper
 
 from proact_onnx.deploy.base import Array
-from proact_onnx.messages import node_reads, with_values
+from proact_onnx.messages import node_reads, subgraphs, with_values
 from proact_onnx.model import (
     FLOAT_LIMITS,
     FLOAT_TYPES,
@@ -33,9 +33,9 @@ class Bounds:
     """What a hardened model protects.
 
     Attributes:
-        thresholds: By bounded activation, in topological order.
+        thresholds: By bounded activation of the main graph, in topological order.
         weights: Names of the weights of protected layers: those whose output reaches nothing but
-            bounded activations.
+            bounded activations, and no subgraph before them.
         lower: By bounded activation that may be negative, its lower thresholds; of those that the
             function itself bounds from below, the lowest finite number.
     """
@@ -52,10 +52,12 @@ def find_bounds(model: onnx.ModelProto) -> Bounds:
     for node in model.graph.node:
         for name in node_reads(node):
             readers.setdefault(name, []).append(node)
+    written = [name for node in model.graph.node for name in node.output]
+    order = {name: place for place, name in enumerate(written)}
     thresholds = {
         name.removesuffix(THRESHOLD_SUFFIX): numpy_helper.to_array(tensor)
         for name, tensor in stored.items()
-        if name.endswith(THRESHOLD_SUFFIX)
+        if name.endswith(THRESHOLD_SUFFIX) and name.removesuffix(THRESHOLD_SUFFIX) in order
     }
     ends = {info.name for info in model.graph.output}
     weights = [
@@ -68,16 +70,14 @@ def find_bounds(model: onnx.ModelProto) -> Bounds:
         and len(readers[node.input[1]]) == 1
         and _is_protected(node.output[0], readers, thresholds, ends)
     ]
-    written = [name for node in model.graph.node for name in node.output]
     lower = {
         name: numpy_helper.to_array(stored[f"{name}{LOWER_SUFFIX}"])
         if f"{name}{LOWER_SUFFIX}" in stored
         else np.array(-FLOAT_LIMITS[values.dtype])
         for name, values in thresholds.items()
-        if f"{name}{LOWER_SUFFIX}" in stored or f"{name}{HYRELU}value" in written
+        if f"{name}{LOWER_SUFFIX}" in stored or f"{name}{HYRELU}value" in order
     }
-    order = {name: place for place, name in enumerate(written)}
-    ordered = sorted(thresholds.items(), key=lambda item: order.get(item[0], len(order)))
+    ordered = sorted(thresholds.items(), key=lambda item: order[item[0]])
     return Bounds(dict(ordered), tuple(weights), lower)
 
 
@@ -146,6 +146,8 @@ def _is_protected(
         for node in readers.get(tensor, []):
             if node.op_type in _EXTENTS or _is_activation(node, thresholds):
                 continue
+            if any(subgraphs(node)):
+                return False
             # Rescaling divides in a convolution of its own.
             if node.op_type in _LINEAR and RESCALE not in node.input[0]:
                 return False

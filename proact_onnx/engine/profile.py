@@ -11,7 +11,7 @@ import onnx
 from proact_onnx.activations import Activation
 from proact_onnx.engine.session import Provider, Session
 from proact_onnx.errors import DataError, ModelError
-from proact_onnx.rewrite import expose
+from proact_onnx.rewrite import Extremes, expose, expose_extremes
 from proact_onnx.thresholds import FloatArray
 
 
@@ -59,23 +59,38 @@ def profile_activations(
         DataError: If an activation takes a value that is not finite.
         ModelError: If the shape of an activation changes between batches.
     """
-    tensors = [activation.tensor for activation in activations]
-    if not tensors:
+    if not activations:
         return ActivationProfile({}, 0)
-    session = Session(expose(model, tensors), provider, threads, batch_size)
+    outer = [activation.tensor for activation in activations if not activation.is_inner]
+    inner = [activation.tensor for activation in activations if activation.is_inner]
+    exposed, extremes = expose(model, outer), dict[str, Extremes]()
+    if inner:
+        exposed, extremes = expose_extremes(exposed, inner)
+    wanted = [*outer, *(name for each in extremes.values() for name in (each.highest, each.lowest))]
+    session = Session(exposed, provider, threads, batch_size)
     maxima: dict[str, FloatArray] = {}
     minima: dict[str, FloatArray] = {}
     seen = 0
     calls = session.calls(images)
     sizes = calls.sizes(len(images))
-    for size, values in zip(sizes, session.stream(images, tensors), strict=True):
-        for activation, value in zip(activations, values, strict=True):
-            is_batch = not calls.whole and value.ndim > 1 and len(value) == size
-            axis = 0 if is_batch and maxima.get(activation.tensor, value[0]).ndim else None
-            highest = np.asarray(value.max(axis=axis), np.float32)
-            lowest = (
-                np.asarray(value.min(axis=axis), np.float32) if activation.two_sided else highest
-            )
+    for size, values in zip(sizes, session.stream(images, wanted), strict=True):
+        given = dict(zip(wanted, values, strict=True))
+        for activation in activations:
+            if activation.is_inner:
+                ends = _ends(extremes[activation.tensor], given)
+                if ends is None:
+                    continue
+                highest, lowest = ends
+            else:
+                value = given[activation.tensor]
+                is_batch = not calls.whole and value.ndim > 1 and len(value) == size
+                axis = 0 if is_batch and maxima.get(activation.tensor, value[0]).ndim else None
+                highest = np.asarray(value.max(axis=axis), np.float32)
+                lowest = (
+                    np.asarray(value.min(axis=axis), np.float32)
+                    if activation.two_sided
+                    else highest
+                )
             if not (np.isfinite(highest).all() and np.isfinite(lowest).all()):
                 raise DataError(
                     f"activation {activation.name!r} takes values that are not finite: check the "
@@ -96,11 +111,23 @@ def profile_activations(
     return ActivationProfile(maxima, seen, minima)
 
 
+def _ends(extremes: Extremes, given: Mapping[str, Any]) -> tuple[FloatArray, FloatArray] | None:
+    """Largest and smallest value inside a subgraph; None where it was not run."""
+    highest, lowest = (given[name].max() for name in (extremes.highest, extremes.lowest))
+    if np.isneginf(highest) and np.isneginf(lowest):
+        return None
+    return np.asarray(highest, np.float32), np.asarray(-lowest, np.float32)
+
+
 def observed_shapes(
     activations: Sequence[Activation], profile: ActivationProfile
 ) -> list[Activation]:
-    """Fill in the shapes that shape inference left open with those the images produced."""
+    """Fill in the shapes that shape inference left open with those the images produced.
+
+    Activations that no image reached, in subgraphs that are not run, are left out.
+    """
     return [
         replace(activation, shape=profile.maxima[activation.tensor].shape)
         for activation in activations
+        if activation.tensor in profile.maxima
     ]

@@ -56,7 +56,7 @@ class FitContext:
 
     Attributes:
         model: The prepared model, without bounds.
-        activations: Its activations, in topological order, shapes known.
+        activations: Its activations outside subgraphs, in topological order, shapes known.
         profile: Their ranges over the calibration images.
         calibration: Images to learn from.
         accept: Other images, which decide whether learnt thresholds are kept.
@@ -196,7 +196,7 @@ def percentile_thresholds(context: FitContext, percentile: float) -> Thresholds:
     Returns:
         At the granularity of the settings.
     """
-    if percentile == 100.0:
+    if percentile == 100.0 or not context.activations:
         return profiled_thresholds(context)
     images = context.calibration.images
     context.reporter.begin("percentiles", len(images))

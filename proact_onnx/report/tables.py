@@ -70,13 +70,19 @@ def activation_table(activations: Sequence[Activation], title: str) -> Table:
             str(number),
             activation.name,
             activation.op,
-            spell_shape(activation.shape) + (" (last)" if activation.is_last else ""),
+            _place(activation),
             *(_count(activation, granularity) for granularity in FIXED_GRANULARITIES),
         ]
         for number, activation in enumerate(activations, start=1)
     ]
     columns = ["#", "activation", "op", "shape", *map(str, FIXED_GRANULARITIES)]
     return _table(title, columns, rows, ["activation"])
+
+
+def _place(activation: Activation) -> str:
+    if activation.is_inner:
+        return f"in {activation.owner}"
+    return spell_shape(activation.shape) + (" (last)" if activation.is_last else "")
 
 
 def _count(activation: Activation, granularity: Granularity) -> str:
