@@ -435,9 +435,9 @@ NO_ACTIVATION = "has no activation that can be hardened"
 SEVERAL_INPUTS = r"the model has 3 inputs \(input, state, sr\): give an \.npz file with an array"
 # What hardening says of the third-party graphs it cannot work on.
 REFUSED = {
-    "espcn_brevitas_quant": "ONNX Runtime cannot run the model: ",
+    "espcn_brevitas_quant": "operator Quant of domain onnx.brevitas is unknown to ONNX Runtime: ",
     "silero_vad_16k_op15": SEVERAL_INPUTS,
-    "superres_prepost_ortext_opset16": "ONNX Runtime cannot run the model: ",
+    "superres_prepost_ortext_opset16": "the model's input 'image' has no axis but one, so ",
 }
 # Their codes saturate on noise, which is cut off.
 QUANTISED = {"grey96_cnn_int8", "shufflenet_v2_int8_qoperator"}
