@@ -116,7 +116,8 @@ class RescaleWeights(Pass):
     of a word, where any flip of a higher bit is a huge change. A scale that a whole tensor shares
     is stored three times, and their median counts, because a flip would hit all that share it.
     Biases may be stored twice; of two copies the one nearer to zero counts, because the flips that
-    matter make numbers large.
+    matter make numbers large. Such a bias stays below half of the range, so that a flip of the
+    sign, too, takes it further from zero, in two's complement.
 
     1. Behind Conv and ConvTranspose, grouped ones included, the division and the bias are one
        depthwise convolution of extent 1, with weights 1 / s. Runtimes compute these once, when they
@@ -350,23 +351,25 @@ class _Rewriter:
             return largest.reshape(-1, *[1] * (weight.ndim - 1))
         return largest
 
-    def _factor(self, largest: Array) -> Array:
-        """Powers of two that let numbers of these magnitudes fill the range."""
+    def _factor(self, largest: Array, headroom: int = 0) -> Array:
+        """Powers of two that let numbers of these magnitudes fill the range but for some bits."""
         most = self._range.most
         # largest is below 2^exponent, so 2^(bits - exponent) keeps it within the range.
-        exponents = np.where(largest > 0, self._range.bits - np.frexp(largest)[1], most)
+        exponents = self._range.bits - headroom - np.frexp(largest)[1]
+        exponents = np.where(largest > 0, exponents, most)
         return np.asarray(np.ldexp(np.ones((), largest.dtype), np.clip(exponents, 0, most)))
 
     def _scale_bias(self, bias: _Bias, steps: list[gs.Node]) -> gs.Tensor:
         """Store a bias enlarged; returns what is added in its place."""
-        factor = self._factor(np.abs(bias.values).max(initial=0))
         stored = bias.tensor
+        twice = self._shared_by(stored.name) is Sharing.CHANNEL
+        factor = self._factor(np.abs(bias.values).max(initial=0), headroom=int(twice))
         stored.values = np.asarray(bias.values * factor, bias.values.dtype)
         prefix = f"{bias.reader.name or bias.reader.outputs[0].name}/rescale/bias/"
         scale, undo = self._scale(prefix, stored.name, factor)
         steps += undo
         reading: gs.Tensor = stored
-        if self._shared_by(stored.name) is Sharing.CHANNEL:
+        if twice:
             copy = gs.Constant(f"{stored.name}{COPY_SUFFIX}", np.array(stored.values))
             self._taken.add(copy.name)
             reading = self._nearer_zero(prefix, stored, copy, steps)
